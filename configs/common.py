@@ -1,0 +1,118 @@
+"""What the official configurations share: REFERENCE values of OSTrack, Ye et al. 2022.
+
+Every key that training reads stands here with its default; the files beside this one change a few.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Return the values common to all official configurations."""
+  config = ml_collections.ConfigDict()
+
+  # Weights to start from: a converted directory, an official file, a workdir, a name of a checkpoint
+  # that ships with the package, or "" for random.
+  config.init_from = ""
+
+  config.model = ml_collections.ConfigDict()
+  config.model.variant = "b"
+  config.model.width = ml_collections.config_dict.placeholder(int)
+  config.model.depth = ml_collections.config_dict.placeholder(int)
+  config.model.num_heads = ml_collections.config_dict.placeholder(int)
+  config.model.template_size = 128
+  config.model.search_size = 256
+  config.model.head_channels = 256
+  config.model.elimination_layers = (3, 6, 9)
+  config.model.keep_ratios = (0.7, 0.7, 0.7)
+  config.model.template_tokens = "centre_point"
+  config.model.drop_path_rate = 0.1
+  config.model.score_bias = ml_collections.config_dict.placeholder(float)
+  config.model.dtype = "float32"
+
+  config.tracker = ml_collections.ConfigDict()
+  config.tracker.template_factor = 2.0
+  config.tracker.search_factor = 4.0
+
+  # Prepared data sets under data_dir, drawn with these weights, then a sequence uniformly. The names
+  # procedural, procedural_test and folder are prepared on first use; folder stands for folder_roots.
+  config.data = ml_collections.ConfigDict()
+  config.data.data_dir = "prepared"
+  config.data.train = ("lasot_train", "got10k_vottrain", "coco2017_train", "trackingnet_train")
+  config.data.weights = (1.0, 1.0, 1.0, 1.0)
+  config.data.validation = "got10k_votval"
+  config.data.validation_pairs = 10_000
+  # jitter, as in training; or previous_box, where a tracker that lost nothing would look.
+  config.data.validation_search_centre = "jitter"
+  config.data.folder_roots = ()
+  config.data.num_workers = 0
+  config.data.num_threads = 16
+
+  config.procedural = ml_collections.ConfigDict()
+  config.procedural.train_sequences = 400
+  config.procedural.test_sequences = 20
+  config.procedural.seed = 0
+  config.procedural.length = 60
+  config.procedural.width = 240
+  config.procedural.height = 180
+
+  config.sampling = ml_collections.ConfigDict()
+  config.sampling.max_gap = 200
+  config.sampling.gap_step = 5
+  config.sampling.min_visible_over = 4
+  config.sampling.min_length = 20
+
+  config.augmentation = ml_collections.ConfigDict()
+  config.augmentation.template_centre_jitter = 0.0
+  config.augmentation.template_scale_jitter = 0.0
+  config.augmentation.search_centre_jitter = 3.0
+  config.augmentation.search_scale_jitter = 0.25
+  config.augmentation.grey_probability = 0.05
+  config.augmentation.joint_flip_probability = 0.5
+  config.augmentation.separate_flip_probability = 0.5
+  config.augmentation.brightness = 0.2
+
+  config.optim = ml_collections.ConfigDict()
+  config.optim.learning_rate = 4e-4
+  config.optim.backbone_multiplier = 0.1
+  config.optim.weight_decay = 1e-4
+  config.optim.clip_norm = 0.1
+  config.optim.drop_epoch = 240
+  config.optim.drop_factor = 0.1
+  config.optim.warmup_steps = 0
+
+  config.loss = ml_collections.ConfigDict()
+  config.loss.focal = 1.0
+  config.loss.giou = 2.0
+  config.loss.l1 = 5.0
+
+  config.train = ml_collections.ConfigDict()
+  config.train.epochs = 300
+  config.train.pairs_per_epoch = 60_000
+  config.train.batch_size = 128
+  config.train.elimination_start = 20
+  config.train.elimination_warmup = 80
+  config.train.max_minutes = 0.0
+  config.train.log_every_steps = 50
+  config.train.validate_every_epochs = 20
+  config.train.save_every_epochs = 10
+  config.train.keep_checkpoints = 2
+  config.train.seed = 42
+
+  # After training, so many sequences of a data set are tracked and reported; 0 for none.
+  config.report = ml_collections.ConfigDict()
+  config.report.dataset = "procedural_test"
+  config.report.sequences = 0
+
+  return config
+
+
+def parse(arg: str, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Apply the argument behind the colon: "" keeps elimination, "no_ce" switches it off."""
+  if arg == "no_ce":
+    config.model.elimination_layers = ()
+    config.model.keep_ratios = ()
+  elif arg:
+    raise ValueError(
+      f"config argument {arg!r} is unknown; write nothing, or no_ce for no candidate elimination"
+    )
+  return config

@@ -1,0 +1,93 @@
+"""A small OSTrack that learns and tracks procedural video in minutes on a CPU.
+
+  python -m training --config=configs/tiny.py --workdir=runs/tiny
+
+starts from the small checkpoint that ships with the package and trains on for two minutes;
+`configs/tiny.py:scratch` starts from random weights and trains for three. `configs/tiny.py:pretrain`
+is how the shipped checkpoint was made, on a GPU. Append `_no_ce` for no candidate elimination.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  """Return the small model's configuration; arg is "", "scratch" or "pretrain", each with "_no_ce"."""
+  kind = arg.removesuffix("no_ce").removesuffix("_")
+  config = common.parse("no_ce" if arg.endswith("no_ce") else "", common.get_config())
+
+  config.model.variant = "custom"
+  config.model.width = 128
+  config.model.depth = 4
+  config.model.num_heads = 2
+  config.model.template_size = 64
+  config.model.search_size = 128
+  config.model.head_channels = 32
+  config.model.drop_path_rate = 0.0
+  config.model.score_bias = -4.0
+  if config.model.elimination_layers:
+    config.model.elimination_layers = (1, 2)
+    config.model.keep_ratios = (0.7, 0.7)
+
+  config.data.train = ("procedural",)
+  config.data.weights = (1.0,)
+  config.data.validation = "procedural_test"
+  config.data.validation_pairs = 512
+  config.data.validation_search_centre = "previous_box"
+  config.data.num_threads = 2
+  config.procedural.train_sequences = 120
+  config.procedural.test_sequences = 16
+
+  config.sampling.max_gap = 60
+
+  config.optim.learning_rate = 3e-4
+  config.optim.backbone_multiplier = 1.0
+  config.optim.clip_norm = 1.0
+  config.optim.drop_epoch = 16
+
+  config.train.epochs = 20
+  config.train.pairs_per_epoch = 512
+  config.train.batch_size = 16
+  config.train.elimination_start = 0
+  config.train.elimination_warmup = 0
+  config.train.max_minutes = 2.0
+  config.train.log_every_steps = 32
+  config.train.validate_every_epochs = 1000
+  config.train.save_every_epochs = 5
+
+  config.report.sequences = 16
+
+  if kind == "":
+    config.init_from = "ostrack_tiny"
+  elif kind == "scratch":
+    config.optim.learning_rate = 1.5e-3
+    config.optim.warmup_steps = 50
+    config.optim.drop_epoch = 28
+    config.train.epochs = 36
+    config.train.max_minutes = 3.0
+    config.augmentation.search_centre_jitter = 2.0
+    config.augmentation.search_scale_jitter = 0.15
+    config.train.elimination_start = 10
+    config.train.elimination_warmup = 1
+  elif kind == "pretrain":
+    config.procedural.train_sequences = 2500
+    config.procedural.seed = 1
+    config.data.num_workers = 14
+    config.data.num_threads = 1
+    config.data.validation_pairs = 2048
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_steps = 500
+    config.optim.drop_epoch = 64
+    config.train.epochs = 80
+    config.train.pairs_per_epoch = 40_960
+    config.train.batch_size = 256
+    config.train.elimination_start = 8
+    config.train.elimination_warmup = 16
+    config.train.max_minutes = 0.0
+    config.train.log_every_steps = 40
+    config.train.validate_every_epochs = 8
+    config.train.save_every_epochs = 8
+  else:
+    raise ValueError(
+      f"config argument {arg!r} is unknown; write nothing, scratch or pretrain, with _no_ce behind it"
+    )
+  return config

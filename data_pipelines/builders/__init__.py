@@ -1,0 +1,1 @@
+"""TFDS builders, one data set a module; they write ArrayRecord and never import TensorFlow."""

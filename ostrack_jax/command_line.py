@@ -1,0 +1,46 @@
+"""What every command shares: flags of its own, --help, and errors in one sentence."""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+
+def new_flags() -> flags.FlagValues:
+  """Return a command's own set of flags, with --help.
+
+  absl's global flags stay out, so that two commands can be imported side by side.
+  """
+  own = flags.FlagValues()
+  flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=own)
+  return own
+
+
+def parse(
+  argv: Sequence[str], command: str, own: flags.FlagValues, description: str | None
+) -> list[str]:
+  """Parse a command line and return what is no flag; a wrong flag ends the program in one sentence."""
+  try:
+    rest = own(argv)
+  except flags.Error as error:
+    sys.exit(f"{command}: {error} (see --help)")
+  if own.help:
+    print(f"{description}\n{own.get_help()}")
+    sys.exit(0)
+  # app.run and grain ask whether absl's global flags are parsed; these commands use none of them.
+  flags.FLAGS.mark_as_parsed()
+  if rest[1:]:
+    sys.exit(
+      f"{command}: unexpected argument {rest[1]!r}; options are written --name=value (see --help)"
+    )
+  return rest
+
+
+def run(main: Callable, command: str, own: flags.FlagValues, description: str | None) -> None:
+  """Parse sys.argv and call main; the body of a console script."""
+  # jax and orbax narrate at INFO; the user gets this project's own lines.
+  logging.set_verbosity(logging.WARNING)
+  app.run(
+    main, flags_parser=functools.partial(parse, command=command, own=own, description=description)
+  )

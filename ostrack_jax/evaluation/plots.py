@@ -1,0 +1,137 @@
+"""Plots as PNG files: success, precision, training curves (numpy and matplotlib)."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ostrack_jax.evaluation import metrics
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _figure(width: float, height: float) -> Figure:
+  # Without pyplot: no display, no global state, safe in threads.
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _style(axes, title: str, x_label: str, y_label: str) -> None:
+  axes.set_title(title, fontsize=11)
+  axes.set_xlabel(x_label)
+  axes.set_ylabel(y_label)
+  axes.grid(True, color="#dddddd", linewidth=0.8)
+  axes.set_axisbelow(True)
+  for side in ("top", "right"):
+    axes.spines[side].set_visible(False)
+
+
+def _plot_curves(curves, score, thresholds, title, x_label, legend_at, path) -> None:
+  if not curves:
+    raise ValueError("there are no curves to plot; expected at least one label and curve")
+  for label, curve in curves.items():
+    if np.shape(curve) != thresholds.shape:
+      raise ValueError(
+        f"curve {label!r} has shape {np.shape(curve)}; expected {thresholds.shape}, "
+        "one value a threshold"
+      )
+  figure = _figure(6.0, 4.5)
+  axes = figure.add_subplot()
+  for label, curve in sorted(curves.items(), key=lambda item: -score(item[1])):
+    axes.plot(thresholds, curve, linewidth=2, label=f"{label} [{score(curve):.3f}]")
+  axes.set_xlim(thresholds[0], thresholds[-1])
+  axes.set_ylim(0, 1.02)
+  _style(axes, title, x_label, "share of frames")
+  axes.legend(loc=legend_at, frameon=True, framealpha=0.9, fontsize=9)
+  _save(figure, path)
+
+
+def plot_success(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+  """Plot success curves, label to [21] values, and write a PNG; the legend gives each AUC."""
+  _plot_curves(
+    curves,
+    score=np.mean,
+    thresholds=metrics.SUCCESS_THRESHOLDS,
+    title="Success (area under the curve)",
+    x_label="overlap threshold",
+    legend_at="lower left",
+    path=path,
+  )
+
+
+def plot_precision(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
+  """Plot precision curves, label to [51] values, and write a PNG; the legend gives 20 px."""
+  _plot_curves(
+    curves,
+    score=lambda curve: curve[metrics.SCORE_POSITION],
+    thresholds=metrics.PRECISION_THRESHOLDS,
+    title="Precision (at 20 pixels)",
+    x_label="centre error threshold, pixels",
+    legend_at="lower right",
+    path=path,
+  )
+
+
+def _read_scalars(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
+  series: dict[str, list[tuple[float, float]]] = {}
+  lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      step = float(row["step"])
+    except (ValueError, TypeError, KeyError) as error:
+      if number == len(lines):  # A run that was killed can leave half a line.
+        break
+      raise ValueError(
+        f"{path}, line {number}: expected a JSON object with 'step', got {line[:80]!r}"
+      ) from error
+    for key, value in row.items():
+      if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+        series.setdefault(key, []).append((step, float(value)))
+  if not series:
+    raise ValueError(f"{path} holds no scalars; expected lines such as {{'step': 1, 'a/b': 0.5}}")
+  return series
+
+
+def plot_training_curves(scalars_jsonl_path: pathlib.Path, path: pathlib.Path) -> None:
+  """Plot the scalars of a JSON-lines file over the steps and write a PNG.
+
+  Rows are `{"step": n, "train/loss": ..., "validation/iou": ...}`. Scalars of one name behind the
+  last slash share a panel. Raises ValueError for an unreadable line (the last one excepted) and
+  for a file without scalars.
+  """
+  series = _read_scalars(scalars_jsonl_path)
+  panels: dict[str, list[str]] = {}
+  for key in series:
+    panels.setdefault(key.rsplit("/", 1)[-1], []).append(key)
+  columns = min(3, len(panels))
+  rows = -(-len(panels) // columns)
+  figure = _figure(4.2 * columns, 3.1 * rows)
+  for position, (panel, keys) in enumerate(panels.items(), start=1):
+    axes = figure.add_subplot(rows, columns, position)
+    for key in sorted(keys):
+      steps, values = np.array(sorted(series[key], key=lambda point: point[0])).T
+      axes.plot(
+        steps, values, linewidth=1.6, label=key.rsplit("/", 1)[0],
+        marker="o" if len(steps) <= 20 else None, markersize=3,
+      )  # fmt: skip
+    _style(axes, panel.replace("_", " "), "step", "")
+    if keys != [panel]:
+      axes.legend(frameon=False, fontsize=9)
+  _save(figure, path)

@@ -1,0 +1,140 @@
+"""Checkpoints from whatever holds one: converted folders, training work folders, official files."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from ostrack_jax import description as description_lib
+from ostrack_jax import weight_files
+from ostrack_jax.description import describe as describe
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import checkpoint as checkpoint_lib
+from ostrack_jax.weight_files import FileOptions
+from ostrack_jax.weights import names
+
+_VARIABLES = "variables"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A network with its weights.
+
+  Attributes:
+    model: the OSTrack module.
+    variables: {"params", "batch_stats"} for model.apply; "unused" holds tensors of the source file
+      that the network does not use.
+    description: what description.json says: model fields, tracker factors, source, and whether the
+      head is trained (`complete`).
+  """
+
+  model: OSTrack
+  variables: dict[str, Any]
+  description: dict[str, Any]
+
+
+def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
+  """Load a checkpoint.
+
+  Args:
+    path: a converted folder, a training work folder (its best step if one is marked, else the last),
+      or an official OSTrack file.
+    num_heads: attention heads where width / 64 is wrong; files do not say.
+
+  Raises:
+    FileNotFoundError: there is nothing at the path.
+    ValueError: what is there is not a checkpoint, or does not fit num_heads; says what to do.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _load_folder(path, num_heads)
+  if not path.exists():
+    raise FileNotFoundError(f"there is no checkpoint {path}; give a folder or an official file")
+  return Checkpoint(
+    *weight_files.read_file(path, FileOptions(num_heads=num_heads), allow_encoder=False)
+  )
+
+
+def _load_folder(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
+  description = description_lib.read_description(path)
+  model = description_lib.build_model(description["model"], str(path / description_lib.FILE_NAME))
+  ours = model.dimensions()["num_heads"]
+  if num_heads not in (None, ours):
+    raise ValueError(
+      f"{path} has {ours} attention heads, not {num_heads}; leave num_heads away, or convert the "
+      "original file again"
+    )
+  if (path / _VARIABLES).exists():
+    variables = checkpoint_lib.restore_variables(path / _VARIABLES)
+  elif (path / "checkpoints").is_dir():
+    variables = checkpoint_lib.restore_step_variables(path, _best_step(path))
+  else:
+    raise ValueError(
+      f"{path} has a {description_lib.FILE_NAME} but neither {_VARIABLES}/ nor checkpoints/"
+    )
+  names.check_variables(variables, model, str(path))
+  return Checkpoint(model, variables, description)
+
+
+def _best_step(workdir: pathlib.Path) -> int | None:
+  file = workdir / "best.json"
+  if not file.is_file():
+    return None
+  step = description_lib.read_json(file).get("step")
+  if type(step) is not int:
+    raise ValueError(f"{file} marks step {step!r}; expected a whole number")
+  return step
+
+
+def load_file(path: str | os.PathLike, options: FileOptions | None = None) -> Checkpoint:
+  """Make a checkpoint of a file of weights, encoders included; see weight_files.read_file."""
+  return Checkpoint(*weight_files.read_file(path, options))
+
+
+def check_output(folder: str | os.PathLike, overwrite: bool) -> None:
+  """Raise FileExistsError where a checkpoint folder must not be written.
+
+  An empty folder may be, and with `overwrite` one that holds a converted checkpoint and nothing else.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.exists():
+    return
+  if not folder.is_dir():
+    raise FileExistsError(f"{folder} is a file; give a folder to write to")
+  content = {entry.name for entry in folder.iterdir()}
+  if content and not overwrite:
+    raise FileExistsError(f"{folder} is not empty; give another folder, or pass --overwrite")
+  foreign = sorted(content - {description_lib.FILE_NAME, _VARIABLES})
+  if foreign:
+    raise FileExistsError(
+      f"{folder} holds {foreign[0]!r} besides a converted checkpoint and is not overwritten"
+    )
+
+
+def write_folder(
+  checkpoint: Checkpoint, folder: str | os.PathLike, overwrite: bool = False
+) -> None:
+  """Write a checkpoint as a converted folder, which appears only when it is complete.
+
+  Raises FileExistsError as check_output does.
+  """
+  folder = pathlib.Path(folder).absolute()
+  check_output(folder, overwrite)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+  try:
+    temporary.mkdir()
+    checkpoint_lib.save_variables(temporary / _VARIABLES, checkpoint.variables)
+    text = json.dumps(checkpoint.description, indent=2)
+    (temporary / description_lib.FILE_NAME).write_text(text + "\n")
+    if folder.exists():
+      folder.rename(replaced)
+    temporary.rename(folder)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+    if replaced.exists() and not folder.exists():
+      replaced.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The network: concatenated-token ViT, candidate elimination, centre head."""

@@ -1,0 +1,224 @@
+"""OSTrack: template and search region in, score map and box out."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ostrack_jax.models import candidates, head, vit
+
+_IMAGE_MEAN = (0.485, 0.456, 0.406)
+_IMAGE_STD = (0.229, 0.224, 0.225)
+DTYPES = ("float32", "bfloat16")
+
+
+class OSTrackOutput(flax.struct.PyTreeNode):
+  """What the network says of a pair.
+
+  Attributes:
+    score_map: [b, F, F, 1] float32 after the clamped sigmoid.
+    size_map: [b, F, F, 2] width and height as shares of the search crop, after the clamped sigmoid.
+    offset_map: [b, F, F, 2] x and y offsets in cells, raw.
+    boxes_cxcywh: [b, 4] decoded at the raw score map's maximum, in the unit square of the crop.
+    features: [b, Nz + Nx, d] template tokens, then search tokens with zeros where eliminated.
+    removed: a [b, k] int32 array per stage: search-grid cells eliminated there; with `keep_counts`
+      padded with -1.
+    attention: per layer asked for, [b, heads, t, Nz + Nx] float32 attention rows of the t chosen
+      template tokens, search columns on the grid, zero where a candidate had already left.
+  """
+
+  score_map: jax.Array
+  size_map: jax.Array
+  offset_map: jax.Array
+  boxes_cxcywh: jax.Array
+  features: jax.Array
+  removed: tuple[jax.Array, ...]
+  attention: tuple[jax.Array, ...]
+
+
+class OSTrack(nn.Module):
+  """One-stream tracker, Ye et al. 2022.
+
+  Attributes:
+    variant: `ti`, `s`, `b`, `l`, or `custom` with width, depth and num_heads given.
+    width, depth, num_heads: override the variant's.
+    template_size, search_size: pixels, multiples of 16.
+    head_channels: channels of the head's first convolution, a multiple of 8.
+    elimination_layers: blocks (from 0) that eliminate candidates after their attention.
+    keep_ratios: share of search tokens that each of those keeps.
+    template_tokens: whose attention ranks candidates; one of candidates.TEMPLATE_TOKENS.
+    drop_path_rate: of the last block; earlier blocks have less, linearly.
+    score_bias: initial bias of the score branch; see head.CenterHead.
+    dtype: compute type, `float32` or `bfloat16`; parameters stay float32.
+  """
+
+  variant: str = "b"
+  width: int | None = None
+  depth: int | None = None
+  num_heads: int | None = None
+  template_size: int = 128
+  search_size: int = 256
+  head_channels: int = 256
+  elimination_layers: tuple[int, ...] = (3, 6, 9)
+  keep_ratios: tuple[float, ...] = (0.7, 0.7, 0.7)
+  template_tokens: str = "centre_point"
+  drop_path_rate: float = 0.1
+  score_bias: float | None = None
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    # ConfigDict and JSON give lists; linen needs hashable fields.
+    self.elimination_layers = tuple(self.elimination_layers)
+    self.keep_ratios = tuple(self.keep_ratios)
+    self._check()
+    super().__post_init__()
+
+  def _check(self):
+    if self.variant not in (*vit.VARIANTS, "custom"):
+      raise ValueError(
+        f"variant {self.variant!r} is unknown; choose one of {', '.join(vit.VARIANTS)} or custom"
+      )
+    sizes = self.dimensions()
+    if len(sizes) < 3:
+      raise ValueError(f"variant custom needs width, depth and num_heads; got {sizes}")
+    if sizes["width"] % sizes["num_heads"]:
+      raise ValueError(f"width {sizes['width']} is not divisible by num_heads {sizes['num_heads']}")
+    for name in ("template_size", "search_size"):
+      size = getattr(self, name)
+      if size < 16 or size % 16:
+        raise ValueError(f"{name} {size} must be a positive multiple of the patch size 16")
+    if self.head_channels % 8:
+      raise ValueError(f"head_channels {self.head_channels} must be a multiple of 8")
+    if len(self.elimination_layers) != len(self.keep_ratios):
+      raise ValueError(
+        f"{len(self.elimination_layers)} elimination_layers {self.elimination_layers} need as many "
+        f"keep_ratios, got {self.keep_ratios}"
+      )
+    if sorted(set(self.elimination_layers)) != list(self.elimination_layers):
+      raise ValueError(f"elimination_layers {self.elimination_layers} must be increasing")
+    if any(not 0 <= layer < sizes["depth"] for layer in self.elimination_layers):
+      raise ValueError(
+        f"elimination_layers {self.elimination_layers} must lie in 0..{sizes['depth'] - 1}"
+      )
+    if any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
+      raise ValueError(f"keep_ratios {self.keep_ratios} must lie in (0, 1]")
+    if self.template_tokens not in candidates.TEMPLATE_TOKENS:
+      raise ValueError(
+        f"template_tokens {self.template_tokens!r} is unknown; choose one of {', '.join(candidates.TEMPLATE_TOKENS)}"
+      )
+    if self.dtype not in DTYPES:
+      raise ValueError(f"dtype {self.dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+
+  def dimensions(self) -> dict[str, int]:
+    """Return width, depth and num_heads, with the variant's where no override is given."""
+    given = {"width": self.width, "depth": self.depth, "num_heads": self.num_heads}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    return {**vit.VARIANTS.get(self.variant, {}), **overrides}
+
+  @property
+  def search_grid(self) -> int:
+    """Cells per side of the score map."""
+    return self.search_size // candidates.PATCH_SIZE
+
+  def stage_counts(self, keep_ratio: float | None = None) -> tuple[int, ...]:
+    """Return the search tokens left after each stage; `keep_ratio` replaces every stage's ratio."""
+    ratios = self.keep_ratios if keep_ratio is None else (keep_ratio,) * len(self.keep_ratios)
+    return candidates.stage_counts(self.search_grid**2, ratios)
+
+  def setup(self):
+    dtype = jnp.dtype(self.dtype)
+    sizes = self.dimensions()
+    self.backbone = vit.Backbone(
+      width=sizes["width"],
+      depth=sizes["depth"],
+      num_heads=sizes["num_heads"],
+      template_size=self.template_size,
+      search_size=self.search_size,
+      elimination_layers=self.elimination_layers,
+      keep_ratios=self.keep_ratios,
+      template_tokens=self.template_tokens,
+      drop_path_rate=self.drop_path_rate,
+      dtype=dtype,
+    )
+    self.box_head = head.CenterHead(self.head_channels, dtype, self.score_bias)
+
+  def __call__(
+    self,
+    template,
+    search,
+    *,
+    template_mask=None,
+    keep_counts=None,
+    attention_layers=(),
+    train: bool = False,
+  ) -> OSTrackOutput:
+    """Locate the template's target in the search region.
+
+    Args:
+      template: [b, template_size, template_size, 3] normalised RGB; see normalise_images.
+      search: [b, search_size, search_size, 3] likewise.
+      template_mask: [b, Nz] bool, template tokens on the target; needed by, and only by,
+        template_tokens `ground_truth_box` (candidates.template_mask_from_boxes makes it).
+      keep_counts: traced int32 [stages], how many candidates count after each stage, at most the
+        static capacity that keep_ratios gives; the rest is masked. For training schedules.
+      attention_layers: blocks whose template attention is returned.
+      train: use batch statistics and drop path (rng `drop_path`); `batch_stats` must be mutable.
+
+    Returns:
+      OSTrackOutput.
+
+    Raises:
+      ValueError: a shape does not fit the model, or template_mask is missing or not expected.
+    """
+    for name, images, size in (
+      ("template", template, self.template_size),
+      ("search", search, self.search_size),
+    ):
+      if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise ValueError(
+          f"{name} has shape {images.shape}; this model takes [b, {size}, {size}, 3]"
+        )
+    if (template_mask is not None) != (self.template_tokens == "ground_truth_box"):
+      state = "missing" if template_mask is None else "not used"
+      raise ValueError(f"template_mask is {state} with template_tokens {self.template_tokens!r}")
+    dtype = jnp.dtype(self.dtype)
+    features, removed, attention = self.backbone(
+      template.astype(dtype),
+      search.astype(dtype),
+      template_mask=template_mask,
+      keep_counts=keep_counts,
+      attention_layers=tuple(attention_layers),
+      train=train,
+    )
+    grid = self.search_grid
+    search_features = features[:, -grid * grid :].reshape(features.shape[0], grid, grid, -1)
+    score_map, size_map, offset_map = self.box_head(search_features.astype(dtype), train)
+    return OSTrackOutput(
+      score_map=score_map,
+      size_map=size_map,
+      offset_map=offset_map,
+      boxes_cxcywh=head.decode_boxes(score_map, size_map, offset_map),
+      features=features,
+      removed=removed,
+      attention=attention,
+    )
+
+
+def normalise_images(images, brightness=None) -> jax.Array:
+  """Turn uint8 RGB [b, h, w, 3] into the network's input.
+
+  Args:
+    images: [b, h, w, 3] uint8.
+    brightness: [b] factors applied before the clamp to [0, 1], or None.
+
+  Returns:
+    [b, h, w, 3] float32, ImageNet mean and deviation removed. Black padding becomes -mean / deviation.
+  """
+  images = jnp.asarray(images).astype(jnp.float32)
+  if brightness is None:
+    images = images / 255.0
+  else:
+    images = jnp.clip(images * brightness[:, None, None, None] / 255.0, 0.0, 1.0)
+  mean = jnp.asarray(_IMAGE_MEAN, jnp.float32)[None, None, None, :]
+  std = jnp.asarray(_IMAGE_STD, jnp.float32)[None, None, None, :]
+  return (images - mean) / std

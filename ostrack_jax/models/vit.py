@@ -1,0 +1,208 @@
+"""The one-stream backbone: a plain ViT over template and search tokens together.
+
+Follows OSTrack, Ye et al. 2022, Sec. 3.1, and the released weights: no class token, no segment
+embedding, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm before eliminated cells are restored.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ostrack_jax.models import candidates as candidates_lib
+from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
+
+VARIANTS = {
+  "ti": dict(width=192, depth=12, num_heads=3),
+  "s": dict(width=384, depth=12, num_heads=6),
+  "b": dict(width=768, depth=12, num_heads=12),
+  "l": dict(width=1024, depth=24, num_heads=16),
+}
+
+_linear_init = nn.initializers.truncated_normal(stddev=0.02)
+_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
+
+
+class PatchEmbed(nn.Module):
+  """Project 16 x 16 patches to tokens: [b, H, W, 3] to [b, HW/256, width], row-major."""
+
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images):
+    patch = (PATCH_SIZE, PATCH_SIZE)
+    grid = nn.Conv(
+      self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="proj"
+    )(images)
+    return grid.reshape(grid.shape[0], -1, self.width)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention that can also return the rows of a few queries."""
+
+  width: int
+  num_heads: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_linear_init)
+    self.qkv = dense(3 * self.width)
+    self.proj = dense(self.width)
+
+  def __call__(self, tokens, rows=None, key_valid=None):
+    """Attend.
+
+    Args:
+      tokens: [b, n, width].
+      rows: indices of the queries whose attention is wanted, or None.
+      key_valid: [b, n] bool; tokens that nobody may attend to are false. None for all valid.
+
+    Returns:
+      ([b, n, width], [b, h, len(rows), n] float32 or None).
+    """
+    batch, count, _ = tokens.shape
+    packed = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.width // self.num_heads)
+    queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
+    mask = None if key_valid is None else key_valid[:, None, None, :]
+    mixed = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+    chosen = None
+    if rows is not None:
+      chosen = candidates_lib.template_attention(queries[:, jnp.asarray(rows)], keys, key_valid)
+    return self.proj(mixed.reshape(batch, count, self.width)), chosen
+
+
+class Mlp(nn.Module):
+  """Two linear layers with an exact GELU between."""
+
+  width: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_linear_init)
+    self.fc1 = dense(4 * self.width)
+    self.fc2 = dense(self.width)
+
+  def __call__(self, tokens):
+    return self.fc2(nn.gelu(self.fc1(tokens), approximate=False))
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block in two halves, so that candidates can leave in between."""
+
+  width: int
+  num_heads: int
+  drop_path_rate: float
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.norm1 = _layer_norm()
+    self.attn = Attention(self.width, self.num_heads, self.dtype)
+    self.norm2 = _layer_norm()
+    self.mlp = Mlp(self.width, self.dtype)
+
+  def _drop_path(self, branch, train: bool):
+    """Drop whole samples of a residual branch and scale up the survivors."""
+    if not train or self.drop_path_rate == 0:
+      return branch
+    keep = 1 - self.drop_path_rate
+    survives = jax.random.bernoulli(self.make_rng("drop_path"), keep, (branch.shape[0], 1, 1))
+    return jnp.where(survives, branch / keep, jnp.zeros((), branch.dtype))
+
+  def attend(self, tokens, *, rows, key_valid, train: bool):
+    """Return tokens after attention, and the attention rows asked for."""
+    mixed, chosen = self.attn(self.norm1(tokens).astype(self.dtype), rows, key_valid)
+    return tokens + self._drop_path(mixed, train), chosen
+
+  def feed_forward(self, tokens, *, train: bool):
+    """Return tokens after the MLP."""
+    return tokens + self._drop_path(self.mlp(self.norm2(tokens).astype(self.dtype)), train)
+
+
+class Backbone(nn.Module):
+  """ViT over [template; search] tokens with candidate elimination."""
+
+  width: int
+  depth: int
+  num_heads: int
+  template_size: int
+  search_size: int
+  elimination_layers: tuple[int, ...]
+  keep_ratios: tuple[float, ...]
+  template_tokens: str
+  drop_path_rate: float
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.patch_embed = PatchEmbed(self.width, self.dtype)
+    table = nn.initializers.truncated_normal(stddev=0.02)
+    self.pos_embed_z = self.param(
+      "pos_embed_z", table, (1, (self.template_size // PATCH_SIZE) ** 2, self.width)
+    )
+    self.pos_embed_x = self.param(
+      "pos_embed_x", table, (1, (self.search_size // PATCH_SIZE) ** 2, self.width)
+    )
+    step = self.drop_path_rate / max(self.depth - 1, 1)
+    self.blocks = [
+      Block(self.width, self.num_heads, step * i, self.dtype) for i in range(self.depth)
+    ]
+    self.norm = _layer_norm()
+
+  def __call__(
+    self, template, search, *, template_mask, keep_counts, attention_layers, train: bool
+  ):
+    """Return (features [b, Nz+Nx, width], removed, attention); see OSTrack.__call__."""
+    z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
+    x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
+    num_z, num_x = z.shape[1], x.shape[1]
+    capacities = candidates_lib.stage_counts(num_x, self.keep_ratios)
+    chosen = candidates_lib.template_token_indices(
+      self.template_tokens, self.template_size // PATCH_SIZE
+    )
+    rows = tuple(range(num_z)) if chosen is None else chosen
+
+    tokens = jnp.concatenate([z, x], axis=1)
+    index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
+    alive = Candidates(index=index, valid=None)
+    removed, attention = [], []
+    for layer, block in enumerate(self.blocks):
+      stage = self.elimination_layers.index(layer) if layer in self.elimination_layers else None
+      eliminates = stage is not None and (
+        keep_counts is not None or capacities[stage] < alive.index.shape[1]
+      )
+      wanted = eliminates or layer in attention_layers
+      key_valid = None
+      if alive.valid is not None:
+        key_valid = jnp.concatenate([jnp.ones((tokens.shape[0], num_z), bool), alive.valid], axis=1)
+      tokens, looks = block.attend(
+        tokens, rows=rows if wanted else None, key_valid=key_valid, train=train
+      )
+      if layer in attention_layers:
+        attention.append(_rows_on_grid(looks, alive, num_z, num_x))
+      if eliminates and looks is not None:
+        scores = candidates_lib.candidate_scores(
+          looks[..., num_z:], template_mask if chosen is None else None
+        )
+        keep_count = None if keep_counts is None else keep_counts[stage]
+        order, alive, dropped = candidates_lib.select(alive, scores, capacities[stage], keep_count)
+        survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
+        tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
+        removed.append(dropped)
+        # For inspection: which grid cell each token behind this layer stands for.
+        self.sow("intermediates", f"kept_{stage}", alive.index)
+      elif stage is not None:
+        removed.append(jnp.zeros((tokens.shape[0], 0), jnp.int32))
+      tokens = block.feed_forward(tokens, train=train)
+
+    tokens = self.norm(tokens)
+    x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
+    return jnp.concatenate([tokens[:, :num_z], x], axis=1), tuple(removed), tuple(attention)
+
+
+def _rows_on_grid(rows, alive: Candidates, num_z: int, num_x: int):
+  """Scatter the search part of attention rows [b, h, t, Nz+n] to the grid: [b, h, t, Nz+Nx]."""
+  batch, heads, count, _ = rows.shape
+  columns = jnp.moveaxis(rows[..., num_z:], -1, 1).reshape(batch, -1, heads * count)
+  grid = candidates_lib.restore(columns, alive, num_x).reshape(batch, num_x, heads, count)
+  return jnp.concatenate([rows[..., :num_z], jnp.moveaxis(grid, 1, -1)], axis=-1)

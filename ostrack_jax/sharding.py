@@ -1,0 +1,43 @@
+"""One mesh with one axis, `data`; the batch is split over it and everything else is copied."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh(devices=None) -> Mesh:
+  """Return a one-axis mesh over the given devices, by default all devices of all processes."""
+  devices = jax.devices() if devices is None else list(devices)
+  return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Return the sharding of state: a full copy on each device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Return the sharding of a batch: its first axis over `data`."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(mesh: Mesh, global_batch_size: int) -> int:
+  """Return the batch size of this process.
+
+  Raises:
+    ValueError: the global batch does not divide over the devices.
+  """
+  if global_batch_size % mesh.size:
+    raise ValueError(
+      f"batch size {global_batch_size} is not divisible by {mesh.size} devices; "
+      f"set config.train.batch_size to a multiple of {mesh.size}"
+    )
+  return global_batch_size // jax.process_count()
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+  """Place this process's part of a batch on its devices; the result is the global batch."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()
+  }

@@ -1,0 +1,1 @@
+"""One tracker over one video: frames in, boxes out."""

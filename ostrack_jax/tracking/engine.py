@@ -1,0 +1,127 @@
+"""Track a whole sequence, reading frames while the device computes."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from ostrack_jax.tracking.tracker import TrackResult
+
+_FRAMES_AHEAD = 4
+_END: Any = object()
+
+
+class FrameTracker(Protocol):
+  """Anything that starts from a box and gives a TrackResult per further frame."""
+
+  def init(self, frame, box_xywh) -> None: ...
+
+  def update(self, frame) -> TrackResult: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackedFrame:
+  """A frame and what the tracker said of it.
+
+  Attributes:
+    image: [H, W, 3] RGB uint8, as read.
+    box_xywh: [4] float64 pixels; in the first frame the box that was given.
+    score: NaN in the first frame.
+    seconds: spent in the tracker, reading the frame not counted.
+  """
+
+  image: np.ndarray
+  box_xywh: np.ndarray
+  score: float
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceResult:
+  """A row a frame; row 0 is the start: the given box, score NaN, the time of init.
+
+  Attributes:
+    boxes_xywh: [n, 4] float64 pixels.
+    scores: [n] float64.
+    seconds: [n] float64 spent in the tracker, reading not counted.
+  """
+
+  boxes_xywh: np.ndarray
+  scores: np.ndarray
+  seconds: np.ndarray
+
+
+def read_ahead(frames: Iterable[np.ndarray], depth: int = _FRAMES_AHEAD) -> Generator[np.ndarray]:
+  """Yield frames in order while a thread reads up to `depth` more.
+
+  What reading raises comes out where the frame would. The thread ends with this generator.
+  """
+  iterator = iter(frames)
+  with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames") as pool:
+    pending = collections.deque(pool.submit(next, iterator, _END) for _ in range(depth))
+    try:
+      while (frame := pending.popleft().result()) is not _END:
+        pending.append(pool.submit(next, iterator, _END))
+        yield frame
+    finally:
+      for future in pending:
+        future.cancel()
+
+
+def track_frames(
+  tracker: FrameTracker, frames: Iterable[np.ndarray], init_box_xywh
+) -> Iterator[TrackedFrame]:
+  """Track a sequence and yield frame by frame, so that no more than a few are held.
+
+  Args:
+    tracker: is started anew on the first frame.
+    frames: RGB uint8.
+    init_box_xywh: four numbers, the target in the first frame, pixels.
+
+  Raises:
+    ValueError: there is no frame, or the tracker refuses one, which is named by its number from 0;
+      and whatever reading a frame raises.
+  """
+  index = -1
+  with contextlib.closing(read_ahead(frames)) as images:
+    for index, image in enumerate(images):
+      start = time.perf_counter()
+      try:
+        if index == 0:
+          tracker.init(image, init_box_xywh)
+          box, score = np.array(init_box_xywh, np.float64), float("nan")
+        else:
+          result = tracker.update(image)
+          box, score = result.box_xywh, result.score
+      except ValueError as error:
+        raise ValueError(f"frame {index}: {error}") from error
+      yield TrackedFrame(image, box, score, time.perf_counter() - start)
+  if index < 0:
+    raise ValueError("the sequence has no frames; at least the one with init_box_xywh is needed")
+
+
+def track_sequence(
+  tracker: FrameTracker,
+  frames: Iterable[np.ndarray],
+  init_box_xywh,
+  progress: Callable[[], object] | None = None,
+) -> SequenceResult:
+  """Track a sequence from its first box to its last frame.
+
+  Args:
+    tracker, frames, init_box_xywh: as for track_frames, which also says what is raised.
+    progress: called after each frame; the `update` of a tqdm bar, for example.
+  """
+  boxes_xywh, scores, seconds = [], [], []
+  for tracked in track_frames(tracker, frames, init_box_xywh):
+    boxes_xywh.append(tracked.box_xywh)
+    scores.append(tracked.score)
+    seconds.append(tracked.seconds)
+    if progress is not None:
+      progress()
+  return SequenceResult(np.stack(boxes_xywh), np.array(scores), np.array(seconds))

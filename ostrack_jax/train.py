@@ -1,0 +1,307 @@
+"""Train OSTrack: `python -m training --config=configs/X.py --workdir=DIR`, or `ostrack-train`.
+
+Runs on every device jax sees; with --multi_host, on those of all processes of the cluster (Slurm, Open MPI and
+Kubernetes are recognised by jax). Starting again with the same workdir continues.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from data_pipelines import datasets, pipeline, sources
+from data_pipelines.augmentation import AugmentationSettings
+from data_pipelines.sampling import SamplingSettings
+from ostrack_jax import command_line, loading, sharding, training_report
+from ostrack_jax import description as description_lib
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking.engine import FrameTracker
+from ostrack_jax.tracking.tracker import Tracker
+from ostrack_jax.training import loop
+from ostrack_jax.training.checkpoint_store import CheckpointStore
+from ostrack_jax.training.losses import LossWeights
+from ostrack_jax.training.optimizer import OptimizerSettings
+from ostrack_jax.training.state import init_variables
+from ostrack_jax.training.step import make_validation_step
+
+FLAGS = command_line.new_flags()
+config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "Configuration file, such as configs/tiny.py.",
+  lock_config=True,
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "workdir", None, "Where checkpoints, scalars and the report go.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "multi_host",
+  False,
+  "Join the cluster that jax.distributed finds, before anything else.",
+  flag_values=FLAGS,
+)
+flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
+
+# These may change between a run and its continuation.
+_FREE_TO_CHANGE = (
+  "train.max_minutes",
+  "train.log_every_steps",
+  "train.keep_checkpoints",
+  "report",
+  "data.num_",
+  "data.data_dir",
+)
+
+
+def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict:
+  """Train as configured, then track held-out sequences; return the report.
+
+  Raises:
+    FileNotFoundError, ValueError: the configuration, its data or its start do not fit, in one sentence.
+    loop.NonFiniteLossError: training diverged.
+  """
+  model = OSTrack(**config.model)
+  optimizer_settings = OptimizerSettings(**config.optim)
+  loss_weights = LossWeights(**config.loss)
+  settings = loop.LoopSettings(**config.train)
+  data = _data_settings(config)
+  pairs = _pipeline_settings(config)
+  mesh = sharding.make_mesh()
+  local_batch = sharding.check_batch_size(mesh, settings.batch_size)
+  _claim_workdir(config, model, workdir)
+
+  mixture = datasets.open_mixture(config.data.train, config.data.weights, data)
+  batches = pipeline.train_pipeline(
+    mixture,
+    pairs,
+    batch_size=local_batch,
+    seed=settings.seed,
+    shard_index=jax.process_index(),
+    shard_count=jax.process_count(),
+    num_workers=config.data.num_workers,
+    num_threads=config.data.num_threads,
+  )
+  [validation] = datasets.open_mixture([config.data.validation], [1.0], data)
+
+  def validation_batches():
+    return _validation_batches(validation[0], pairs, config, settings.batch_size, local_batch)
+
+  random_start = init_variables(model, settings.seed)
+  start = _start_from(config.init_from, model) if config.init_from else random_start
+  _announce(model, start, mesh, settings, optimizer_settings)
+  store = CheckpointStore(workdir, keep=settings.keep_checkpoints)
+  state = loop.train(
+    model,
+    start,
+    batches,
+    validation_batches,
+    optimizer_settings=optimizer_settings,
+    loss_weights=loss_weights,
+    settings=settings,
+    store=store,
+    writer_dir=workdir,
+    mesh=mesh,
+  )
+  batches.close()
+  store.close()
+
+  runs = {"random weights": random_start}
+  if config.init_from:
+    runs[f"start ({pathlib.Path(config.init_from).name})"] = start
+  runs["result"] = jax.device_get(state.variables)
+  compiled = jax.jit(
+    make_validation_step(model, loss_weights), out_shardings=sharding.replicated(mesh)
+  )
+  everywhere = sharding.replicated(mesh)
+  held_out = {
+    label: loop.run_validation(
+      compiled, jax.device_put(variables, everywhere), validation_batches(), mesh
+    )
+    for label, variables in runs.items()
+  }
+  report = {
+    "steps": int(state.step),
+    "pairs": int(state.step) * settings.batch_size,
+    "parameters": _count(state.params),
+    "held_out_pairs": {"search_centre": config.data.validation_search_centre, "results": held_out},
+  }
+  if jax.process_index() == 0:
+    if config.report.sequences:
+      report["tracking"] = _track(config, model, data, runs, workdir)
+    training_report.write_report(report, workdir)
+  return report
+
+
+def _data_settings(config) -> datasets.DatasetSettings:
+  return datasets.DatasetSettings(
+    data_dir=config.data.data_dir,
+    folder_roots=tuple(config.data.folder_roots),
+    procedural=datasets.procedural_settings(**config.procedural),
+    num_workers=max(0, min(config.data.num_workers, os.cpu_count() or 1)),
+  )
+
+
+def _pipeline_settings(config) -> pipeline.PipelineSettings:
+  augmentation = AugmentationSettings(
+    template_size=config.model.template_size,
+    search_size=config.model.search_size,
+    template_factor=config.tracker.template_factor,
+    search_factor=config.tracker.search_factor,
+    **config.augmentation,
+  )
+  return pipeline.PipelineSettings(
+    sampling=SamplingSettings(**config.sampling), augmentation=augmentation
+  )
+
+
+def _validation_batches(
+  source, pairs: pipeline.PipelineSettings, config, global_batch: int, local_batch: int
+):
+  """Give each process its part of every validation batch."""
+  augmentation = dataclasses.replace(
+    pairs.augmentation, search_centre_from=config.data.validation_search_centre
+  )
+  count = config.data.validation_pairs // global_batch * global_batch
+  whole = pipeline.validation_pairs(
+    source,
+    dataclasses.replace(pairs, augmentation=augmentation),
+    count=count,
+    batch_size=global_batch,
+    seed=config.train.seed,
+  )
+  first = jax.process_index() * local_batch
+  for batch in whole:
+    yield {name: value[first : first + local_batch] for name, value in batch.items()}
+
+
+def _start_from(path: str, model: OSTrack) -> dict:
+  """Load weights to start from and check that they are the configured model's."""
+  checkpoint = loading.load(path)
+  want = jax.eval_shape(lambda: init_variables(model, 0))
+  have = {
+    "params": checkpoint.variables["params"],
+    "batch_stats": checkpoint.variables["batch_stats"],
+  }
+  wanted = {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(want)}
+  found = {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(have)}
+  for name in sorted(wanted.keys() | found.keys()):
+    if wanted.get(name) != found.get(name):
+      raise ValueError(
+        f"config.init_from {path!r} does not fit config.model: {name} is {found.get(name, 'missing')} there and "
+        f"{wanted.get(name, 'unknown')} here; change config.model, or convert the weights for these sizes"
+      )
+  heads, theirs = model.dimensions()["num_heads"], checkpoint.model.dimensions()["num_heads"]
+  if heads != theirs:
+    raise ValueError(
+      f"config.init_from {path!r} has {theirs} attention heads, config.model.num_heads is {heads}"
+    )
+  return have
+
+
+def _claim_workdir(config, model: OSTrack, workdir: pathlib.Path) -> None:
+  """Write config and description into the workdir, or refuse one that another config made."""
+  mine = json.loads(config.to_json_best_effort())
+  path = workdir / "config.json"
+  if path.exists():
+    theirs, ours = _flatten(json.loads(path.read_text())), _flatten(mine)
+    differing = [
+      f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
+      for name in sorted(theirs.keys() | ours.keys())
+      if theirs.get(name) != ours.get(name) and not name.startswith(_FREE_TO_CHANGE)
+    ]
+    if differing:
+      raise ValueError(
+        f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
+      )
+  if jax.process_index() != 0:
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  description = description_lib.describe(
+    model,
+    tracker=dict(config.tracker),
+    source={"file": workdir.name, "sha256": None, "kind": "training"},
+    complete=True,
+  )
+  for name, content in (("config.json", mine), ("description.json", description)):
+    temporary = workdir / f".{name}.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(workdir / name)
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+  rows = ((f"{prefix}{key}", value) for key, value in tree.items())
+  return dict(
+    itertools.chain.from_iterable(
+      _flatten(value, f"{name}.").items() if isinstance(value, dict) else [(name, value)]
+      for name, value in rows
+    )
+  )
+
+
+def _count(params) -> int:
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
+
+
+def _announce(
+  model, variables, mesh, settings: loop.LoopSettings, optimizer_settings: OptimizerSettings
+) -> None:
+  if jax.process_index() != 0:
+    return
+  rate = optimizer_settings.learning_rate
+  stages = " -> ".join(map(str, (model.search_grid**2, *model.stage_counts())))
+  print(
+    f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)\n"
+    f"{_count(variables['params']):,} parameters; search tokens {stages}\n"
+    f"{settings.epochs} epochs of {settings.steps_per_epoch} steps of {settings.batch_size} pairs; learning rate "
+    f"{rate:g}, backbone {rate * optimizer_settings.backbone_multiplier:g}",
+    flush=True,
+  )
+
+
+def _track(config, model: OSTrack, data, runs: dict, workdir: pathlib.Path) -> dict:
+  [(directory, split)] = datasets.locate(config.report.dataset, data)
+  sequences = list(
+    itertools.islice(sources.iter_sequences(directory, split), config.report.sequences)
+  )
+  description = json.loads((workdir / "description.json").read_text())
+  trackers: dict[str, FrameTracker] = {"first box kept still": training_report.StillBox()}
+  for label, variables in runs.items():
+    trackers[label] = Tracker(loading.Checkpoint(model, variables, description))
+  return training_report.track_held_out(trackers, sequences, workdir)
+
+
+def main(argv) -> None:
+  """Run the command."""
+  del argv
+  if FLAGS.multi_host:
+    jax.distributed.initialize()
+  workdir = pathlib.Path(FLAGS.workdir).absolute()
+  try:
+    report = train_and_report(FLAGS.config, workdir)
+  except (ValueError, TypeError, FileNotFoundError, loop.NonFiniteLossError) as error:
+    sys.exit(f"ostrack-train: {error}")
+  if jax.process_index() == 0:
+    print()
+    for label, scores in report["held_out_pairs"]["results"].items():
+      print(f"IoU on held-out pairs, {label}: {scores['iou']:.3f}")
+    if "tracking" in report:
+      print()
+      print(training_report.format_measures(report["tracking"]))
+    print(f"\nreport.json, curves.png, success.png, track.mp4 and checkpoints are in {workdir}")
+
+
+def run() -> None:
+  """Entry point of the console script."""
+  command_line.run(main, "ostrack-train", FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+  run()

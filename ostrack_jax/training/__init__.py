@@ -1,0 +1,1 @@
+"""Targets, losses, optimiser, the step and the loop."""

@@ -1,0 +1,53 @@
+"""Everything a training step changes, as one pytree."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Parameters and what training adds to them.
+
+  Attributes:
+    step: int32 scalar, optimiser steps taken.
+    params, batch_stats: the model's variables, plain dicts, float32.
+    opt_state: the optimiser's state.
+    rng: typed key; each step folds its number into it.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  rng: jax.Array
+
+  @property
+  def variables(self) -> dict:
+    """The tree `model.apply` takes."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_variables(model, seed: int) -> dict:
+  """Return freshly drawn parameters and statistics of a model."""
+  template = jnp.zeros((1, model.template_size, model.template_size, 3))
+  search = jnp.zeros((1, model.search_size, model.search_size, 3))
+  needs_mask = model.template_tokens == "ground_truth_box"
+  mask = jnp.ones((1, (model.template_size // 16) ** 2), bool) if needs_mask else None
+  return jax.jit(lambda key: model.init(key, template, search, template_mask=mask))(
+    jax.random.key(seed)
+  )
+
+
+def create_state(variables: dict, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+  """Return the state before the first step, with copies of the variables: steps consume their state."""
+  variables = jax.tree.map(jnp.array, {name: variables[name] for name in ("params", "batch_stats")})
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables["params"],
+    batch_stats=variables["batch_stats"],
+    opt_state=optimizer.init(variables["params"]),
+    rng=jax.random.key(seed),
+  )

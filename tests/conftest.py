@@ -1,0 +1,60 @@
+"""Four CPU devices, strict broadcasting, warnings as errors, and where the golden numbers are."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax starts: sharding tests need several devices on one host.
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+  )
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Programs compiled once serve every test of a run, those in subprocesses too.
+_cache = tempfile.TemporaryDirectory(prefix="ostrack-tests-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_OWN_GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
+
+
+def _reference() -> pathlib.Path | None:
+  folder = os.environ.get("OSTRACK_REFERENCE")
+  return pathlib.Path(folder) if folder else None
+
+
+@pytest.fixture
+def reference_dir() -> pathlib.Path:
+  """The folder of reference material named by OSTRACK_REFERENCE; skips without."""
+  folder = _reference()
+  if folder is None:
+    pytest.skip("OSTRACK_REFERENCE is not set")
+  return folder
+
+
+@pytest.fixture
+def golden():
+  """A function from a golden file's name to its path: the full reference's, else the project's own.
+
+  The project's own copies are the same numbers, some of them cut down to keep the repository small.
+  """
+
+  def find(name: str) -> pathlib.Path:
+    for folder in (*([_reference() / "golden"] if _reference() else []), _OWN_GOLDEN):
+      if (folder / name).exists():
+        return folder / name
+    pytest.skip(f"golden file {name} is not here and OSTRACK_REFERENCE does not lead to it")
+
+  return find
+
+
+@pytest.fixture
+def highest_precision():
+  """Full float32 products, as parity needs on GPUs."""
+  with jax.default_matmul_precision("highest"):
+    yield

@@ -1,0 +1,142 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ostrack_jax.evaluation import report
+
+STILL = np.tile([0.0, 0, 10, 10], (4, 1))
+MOVING = STILL + np.array([[0, 0, 0, 0], [5, 0, 0, 0], [10, 0, 0, 0], [30, 0, 0, 0]])
+
+
+@pytest.fixture
+def summary():
+  """Sequence a: overlaps 1, 1/3, 0, 0. Sequence b: two frames, perfect, timed and sized."""
+  return report.score(
+    {"a": STILL, "b": STILL[:2]},
+    {"a": MOVING, "b": STILL[:2]},
+    {"b": (100, 80)},
+    seconds={"b": np.array([5.0, 0.1])},
+    declared=100,
+  )
+
+
+def test_measures_of_a_hand_computed_sequence(summary):
+  measures = summary.sequences["a"].measures
+  # Thresholds 0 to 0.95: 20 below 1; of these 7 (0 to 0.30) below 1/3.
+  assert measures["success_auc"] == pytest.approx((20 + 7) / 4 / 21)
+  assert measures["precision_20px"] == 0.75
+  assert measures["normalised_precision_0.2"] == 0.25
+  assert measures["ao"] == pytest.approx(1 / 9)
+  assert measures["sr_0.5"] == measures["sr_0.75"] == 0.0
+  assert math.isnan(measures["fps"])
+
+
+def test_mean_is_over_sequences_and_pooled_over_frames(summary):
+  assert summary.mean["precision_20px"] == (0.75 + 1) / 2
+  assert summary.mean["ao"] == pytest.approx((1 / 9 + 1) / 2)
+  assert summary.pooled["ao"] == pytest.approx((1 / 3 + 0 + 0 + 1) / 4)
+  assert summary.pooled["sr_0.75"] == 0.25
+  assert summary.mean["fps"] == summary.pooled["fps"] == pytest.approx(10.0)
+  np.testing.assert_allclose(summary.success_curve[[0, 7]], [(0.5 + 1) / 2, (0.25 + 1) / 2])
+
+
+def test_success_rates_have_their_own_thresholds():
+  # Overlap 6 of 10 in the one frame that counts.
+  narrow = STILL[:2] * np.array([1, 1, 1, 0.6])
+  measures = report.score({"a": narrow}, {"a": STILL[:2]}).mean
+  assert (measures["sr_0.5"], measures["sr_0.75"]) == (1.0, 0.0)
+
+
+def test_a_sequence_of_one_frame_has_no_ao_and_does_not_spoil_the_mean():
+  summary = report.score({"a": STILL[:1], "b": STILL}, {"a": STILL[:1], "b": STILL})
+  assert math.isnan(summary.sequences["a"].measures["ao"])
+  assert summary.mean["ao"] == summary.pooled["ao"] == 1.0
+
+
+def test_coverage_and_clipping_are_told(summary):
+  assert summary.coverage == "2 of 100"
+  assert summary.clipping == "clipped in 1 of 2 sequences"
+  assert report.score({"a": STILL}, {"a": STILL}).clipping == "unclipped"
+  assert report.score({"a": STILL}, {"a": STILL}, {"a": (9, 9)}).clipping == "clipped"
+
+
+def test_the_rule_is_applied():
+  annotated = STILL.copy()
+  annotated[2] = np.nan
+  scores = {
+    rule: report.score({"a": STILL}, {"a": annotated}, rule=rule).mean
+    for rule in ("otb", "absent_hits", "visible")
+  }
+  assert {rule: mean["precision_20px"] for rule, mean in scores.items()} == {
+    "otb": 0.75,
+    "absent_hits": 1.0,
+    "visible": 1.0,
+  }
+  assert scores["absent_hits"]["success_auc"] == pytest.approx(0.75 * 20 / 21)
+  assert scores["visible"]["success_auc"] == pytest.approx(20 / 21)
+
+
+def test_wrong_input_is_named():
+  with pytest.raises(ValueError, match="unknown rule 'x'; expected one of otb"):
+    report.score({"a": STILL}, {"a": STILL}, rule="x")
+  with pytest.raises(ValueError, match="alone: a, c"):
+    report.score({"a": STILL, "b": STILL}, {"c": STILL, "b": STILL})
+  with pytest.raises(ValueError, match="no sequences"):
+    report.score({}, {})
+  with pytest.raises(ValueError, match="sequence a: 3 predicted boxes for 4"):
+    report.score({"a": STILL[:3]}, {"a": STILL})
+  with pytest.raises(ValueError, match="sequence a: no frame counts"):
+    report.score({"a": STILL}, {"a": STILL * np.nan})
+
+
+def test_table_is_aligned_and_says_what_made_it(summary):
+  lines = report.format_table(summary).splitlines()
+  assert len({len(line) for line in lines[:-1]}) == 1
+  assert lines[2].split() == [
+    "a",
+    "4",
+    "0.3214",
+    "0.7500",
+    "0.2500",
+    "0.1111",
+    "0.0000",
+    "0.0000",
+    "-",
+  ]
+  assert lines[-2].split() == [
+    "all",
+    "frames",
+    "6",
+    "-",
+    "-",
+    "-",
+    "0.3333",
+    "0.2500",
+    "0.2500",
+    "10.0",
+  ]
+  assert "2 of 100" in lines[-1]
+  assert "visible" in lines[-1]
+  assert "clipped in 1 of 2" in lines[-1]
+
+
+def test_json_and_csv_hold_the_numbers_and_null_for_unknown(summary, tmp_path):
+  report.write_json(summary, tmp_path / "s.json", {"dataset": "otb"})
+  content = json.loads((tmp_path / "s.json").read_text())
+  assert content["dataset"] == "otb"
+  assert content["sequences"] == "2 of 100"
+  assert content["rule"] == "visible"
+  assert content["per_sequence"]["a"]["fps"] is None
+  assert content["per_sequence"]["a"]["ao"] == pytest.approx(1 / 9)
+  assert content["mean"] == {**summary.mean}
+  assert content["all_frames"]["ao"] == summary.pooled["ao"]
+  assert len(content["curves"]["precision"]) == 51
+  assert set(content["definitions"]) == set(content["mean"])
+  report.write_csv(summary, tmp_path / "s.csv")
+  rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+  assert [row["sequence"] for row in rows] == ["a", "b"]
+  assert float(rows[0]["precision_20px"]) == 0.75
+  assert rows[0]["fps"] == ""

@@ -1,0 +1,231 @@
+"""Whatever holds a checkpoint is loaded; whatever does not is refused with the cure."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from ostrack_jax import loading
+from ostrack_jax.loading import Checkpoint, describe, load
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import checkpoint as checkpoint_lib
+from ostrack_jax.weights import names
+from ostrack_jax.weights.torch_file import write_torch_file
+
+_MODEL = OSTrack(
+  variant="custom",
+  width=16,
+  depth=1,
+  num_heads=2,
+  template_size=32,
+  search_size=64,
+  head_channels=8,
+  elimination_layers=(),
+  keep_ratios=(),
+)
+
+
+def _state():
+  rng = np.random.default_rng(0)
+  return {
+    name: np.array(4) if not shape else rng.standard_normal(shape).astype(np.float32)
+    for name, shape in names.torch_shapes(_MODEL).items()
+  }
+
+
+def _checkpoint():
+  variables = names.variables_from_torch(_state(), _MODEL, "state")
+  source = {"file": "f.pth", "sha256": "0" * 64, "kind": "ostrack"}
+  description = describe(
+    _MODEL, {"template_factor": 2.0, "search_factor": 4.0}, source, complete=True
+  )
+  return Checkpoint(_MODEL, variables, description)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("loading") / "converted"
+  loading.write_folder(_checkpoint(), folder)
+  return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+  return shutil.copytree(written, tmp_path / "converted")
+
+
+def _assert_same(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_converted_folder_gives_back_model_weights_and_description(written):
+  wanted, found = _checkpoint(), load(written)
+  assert found.model == wanted.model
+  assert found.description == wanted.description
+  _assert_same(found.variables, wanted.variables)
+
+
+def test_what_was_loaded_runs(written):
+  checkpoint = load(str(written), num_heads=2)
+  output = jax.jit(checkpoint.model.apply)(
+    checkpoint.variables, np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 64, 64, 3), np.float32)
+  )
+  assert output.score_map.shape == (1, 4, 4, 1)
+
+
+def test_an_official_file_is_loaded_directly(tmp_path):
+  write_torch_file(tmp_path / "f.pth", {"net": _state()})
+  checkpoint = load(tmp_path / "f.pth", num_heads=2)
+  _assert_same(checkpoint.variables, _checkpoint().variables)
+  assert checkpoint.model.num_heads == 2
+
+
+def test_the_package_resolves_load_late():
+  import ostrack_jax
+
+  assert ostrack_jax.load is load
+
+
+def _workdir(folder, best=None):
+  shutil.rmtree(folder / "variables")
+  (folder / "checkpoints").mkdir()
+  if best is not None:
+    (folder / "best.json").write_text(json.dumps(best))
+  return folder
+
+
+@pytest.mark.parametrize(("best", "step"), [(None, None), ({"step": 40}, 40)])
+def test_a_training_folder_gives_its_best_step_or_its_last(best, step, folder, monkeypatch):
+  asked = []
+
+  def restore(workdir, wanted):
+    asked.append((workdir, wanted))
+    variables = _checkpoint().variables
+    return {name: variables[name] for name in ("params", "batch_stats")}
+
+  monkeypatch.setattr(checkpoint_lib, "restore_step_variables", restore)
+  checkpoint = load(_workdir(folder, best))
+  assert asked == [(folder, step)]
+  assert set(checkpoint.variables) == {"params", "batch_stats"}
+
+
+def test_a_best_step_that_is_no_number_is_refused(folder):
+  with pytest.raises(ValueError, match=r"best\.json marks step 'x'; expected a whole number"):
+    load(_workdir(folder, {"step": "x"}))
+
+
+def test_a_path_without_anything_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nowhere; give a folder"):
+    load(tmp_path / "nowhere")
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"has no description\.json; it is neither"):
+    load(tmp_path)
+
+
+def test_a_description_without_weights_is_named(folder):
+  shutil.rmtree(folder / "variables")
+  with pytest.raises(ValueError, match="but neither variables/ nor checkpoints/"):
+    load(folder)
+
+
+def test_an_encoder_is_refused_with_the_command_that_converts_it(tmp_path):
+  backbone = {
+    name.removeprefix("backbone."): array
+    for name, array in _state().items()
+    if name.startswith("backbone.") and "pos_embed_" not in name
+  }
+  write_torch_file(tmp_path / "mae.pth", {"model": backbone})
+  words = r"without a trained head; convert it first: python -m ostrack_jax\.convert --input="
+  with pytest.raises(ValueError, match=words):
+    load(tmp_path / "mae.pth", num_heads=2)
+
+
+def test_heads_that_contradict_a_folder_are_refused(written):
+  with pytest.raises(ValueError, match="has 2 attention heads, not 4; leave num_heads away"):
+    load(written, num_heads=4)
+
+
+def test_heads_that_contradict_a_width_are_refused(tmp_path):
+  write_torch_file(tmp_path / "f.pth", {"net": _state()})
+  with pytest.raises(ValueError, match="width 16 is not divisible by num_heads 3"):
+    load(tmp_path / "f.pth", num_heads=3)
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"format": "other/9"}, "has format 'other/9'; this version reads 'ostrack_jax/1'"),
+    ({"model": None}, "lacks its entry 'model'"),
+    ({"tracker": []}, "lacks its entry 'tracker'"),
+    ({"model": {"wings": 2}}, "does not fit this version's model: .*wings"),
+    ({"model": {"variant": "xxl"}}, r"description\.json: variant 'xxl' is unknown"),
+  ],
+)
+def test_descriptions_that_do_not_fit_are_named(change, words, folder):
+  file = folder / "description.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | change))
+  with pytest.raises(ValueError, match=words):
+    load(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_a_damaged_description_is_named(text, folder):
+  (folder / "description.json").write_bytes(text.encode("latin1"))
+  with pytest.raises(ValueError, match=r"description\.json (is not readable|holds a list)"):
+    load(folder)
+
+
+def test_weights_of_another_network_are_named(folder):
+  file = folder / "description.json"
+  content = json.loads(file.read_text())
+  content["model"]["search_size"] = 96
+  file.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"pos_embed_x should have shape \(1, 36, 16\), found shape"):
+    load(folder)
+
+
+def test_damaged_weights_are_named(folder):
+  for file in (folder / "variables").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  with pytest.raises(ValueError, match="variables holds no complete checkpoint"):
+    load(folder)
+
+
+def test_a_folder_with_content_is_not_written_over(folder):
+  before = (folder / "description.json").read_bytes()
+  with pytest.raises(FileExistsError, match="is not empty"):
+    loading.write_folder(_checkpoint(), folder)
+  assert (folder / "description.json").read_bytes() == before
+
+
+def test_a_converted_folder_is_replaced_where_that_is_asked_for(folder):
+  (folder / "description.json").write_text("old")
+  loading.write_folder(_checkpoint(), folder, overwrite=True)
+  assert load(folder).description == _checkpoint().description
+  assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+
+
+def test_folders_with_anything_else_are_never_replaced(folder):
+  (folder / "checkpoints").mkdir()
+  with pytest.raises(FileExistsError, match="holds 'checkpoints' besides a converted checkpoint"):
+    loading.write_folder(_checkpoint(), folder, overwrite=True)
+
+
+def test_a_failed_write_leaves_nothing_behind_and_the_old_folder_alone(folder, monkeypatch):
+  def fail(*_args):
+    raise OSError("no space left on device")
+
+  monkeypatch.setattr(checkpoint_lib, "save_variables", fail)
+  for target in (folder, folder.parent / "new"):
+    with pytest.raises(OSError, match="no space"):
+      loading.write_folder(_checkpoint(), target, overwrite=True)
+  assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+  assert load(folder).description == _checkpoint().description

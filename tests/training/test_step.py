@@ -1,0 +1,163 @@
+"""The training step's numbers are the official code's, and one device equals four."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from ostrack_jax import sharding
+from ostrack_jax.loading import load
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import step as step_lib
+from ostrack_jax.training.losses import LossWeights
+from ostrack_jax.training.optimizer import OptimizerSettings, make_optimizer
+from ostrack_jax.training.state import create_state, init_variables
+from ostrack_jax.weights import names
+
+SMALL = OSTrack(
+  variant="custom",
+  width=32,
+  depth=3,
+  num_heads=2,
+  template_size=32,
+  search_size=64,
+  head_channels=8,
+  elimination_layers=(1,),
+  keep_ratios=(0.7,),
+  drop_path_rate=0.2,
+)
+
+
+def _batch(size=8, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    "template": rng.integers(0, 256, (size, 32, 32, 3), np.uint8),
+    "search": rng.integers(0, 256, (size, 64, 64, 3), np.uint8),
+    "template_brightness": rng.uniform(0.8, 1.2, size).astype(np.float32),
+    "search_brightness": rng.uniform(0.8, 1.2, size).astype(np.float32),
+    "template_box_xywh": np.tile(np.float32([0.25, 0.25, 0.5, 0.5]), (size, 1)),
+    "search_box_xywh": rng.uniform(0.2, 0.5, (size, 4)).astype(np.float32),
+  }
+
+
+def _small_step(model=SMALL):
+  optimizer = make_optimizer(OptimizerSettings(), steps_per_epoch=10)
+  state = create_state(init_variables(SMALL, 0), optimizer, seed=1)
+  return step_lib.make_train_step(model, optimizer, LossWeights()), state
+
+
+def _golden_run(golden, **fields):
+  """Return the official numbers, the model, a fresh state, the compiled step and its batch."""
+  expected = np.load(golden("train_steps.npz"))
+  start = load(golden("train_init.pth"), num_heads=4)
+  model = start.model.clone(drop_path_rate=0.0, **fields)
+  optimizer = make_optimizer(OptimizerSettings(), steps_per_epoch=468)
+  batch = {
+    "template": expected["template_u8"],
+    "search": expected["search_u8"],
+    "search_box_xywh": expected["gt_xywh_norm"],
+  }
+  compiled = jax.jit(step_lib.make_train_step(model, optimizer, LossWeights()))
+  return expected, model, create_state(start.variables, optimizer, seed=0), compiled, batch
+
+
+def _clipped_gradients(state, model):
+  """Read the gradients of the first step back from Adam's first moment, 0.1 times them."""
+  moments = [value for _, value in optax.tree.get_all_with_path(state.opt_state, "mu")]
+  leaves = {}
+  for tree in moments:
+    leaves |= {
+      jax.tree_util.keystr(p): x / 0.1 for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+  params = jax.tree_util.tree_map_with_path(
+    lambda p, _: leaves[jax.tree_util.keystr(p)], state.params
+  )
+  return names.torch_from_variables({**state.variables, "params": params}, model, "gradients")
+
+
+def _check_two_steps(expected, model, state, compiled, batch, keep, counts=None):
+  for number in range(2):
+    state, metrics = compiled(state, batch, counts)
+    prefix = f"keep{keep}_step{number}_"
+    for name in ("loss", "giou", "l1", "focal"):
+      np.testing.assert_allclose(metrics[name], expected[prefix + name], rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(metrics["iou"], expected[prefix + "iou_mean"], rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], expected[prefix + "grad_norm"], rtol=1e-4)
+    weights = names.torch_from_variables(state.variables, model, "state")
+    compared = [key for key in expected.files if key.startswith(prefix + "after:")]
+    assert len(compared) == 5
+    for key in compared:
+      name = key.split(":", 1)[1]
+      tolerance = 1e-4 if name.endswith("running_mean") else 1e-5
+      np.testing.assert_allclose(weights[name], expected[key], atol=tolerance, err_msg=name)
+    if number == 0:
+      gradients = _clipped_gradients(state, model)
+      compared = [key for key in expected.files if key.startswith(prefix + "clippedgrad:")]
+      assert len(compared) == 6
+      for key in compared:
+        name = key.split(":", 1)[1]
+        scale = np.abs(expected[key]).max()
+        np.testing.assert_allclose(gradients[name], expected[key], atol=1e-4 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.85, 0.7])
+def test_two_steps_of_fixed_shape_equal_the_official_ones(keep, golden, highest_precision):
+  _check_two_steps(*_golden_run(golden, keep_ratios=(keep,) * 3), keep)
+
+
+def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden, highest_precision):
+  expected, model, state, compiled, batch = _golden_run(golden, keep_ratios=(1.0,) * 3)
+  for keep in (1.0, 0.85, 0.7):
+    counts = step_lib.stage_counts_array(model, keep)
+    _check_two_steps(expected, model, state, compiled, batch, keep, counts)
+  assert compiled._cache_size() == 1
+
+
+def test_one_device_equals_four():
+  train_step, state = _small_step()
+  results = {}
+  for count in (1, 4):
+    if len(jax.devices()) < count:
+      pytest.skip(f"this test compares 1 and 4 devices; here are {len(jax.devices())}")
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    placed = jax.device_put(state, sharding.replicated(mesh))
+    compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
+    for number in range(2):
+      placed, metrics = compiled(placed, sharding.put_batch(mesh, _batch(seed=number)))
+    results[count] = jax.device_get((placed.params, placed.batch_stats, metrics))
+
+  def equal(path, a, b):
+    # A bias in front of a BatchNorm has a gradient of pure rounding noise, which Adam scales up.
+    if [key.key for key in path[-2:] if hasattr(key, "key")] != ["conv", "bias"]:
+      np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-6, err_msg=str(path))
+
+  jax.tree_util.tree_map_with_path(equal, results[1], results[4])
+
+
+def test_drop_path_differs_from_step_to_step_and_repeats_from_the_same_state():
+  train_step, state = _small_step()
+  compiled = jax.jit(train_step)
+  first, metrics = compiled(state, _batch())
+  _, again = compiled(state, _batch())
+  assert metrics["loss"] == again["loss"]
+  _, later = compiled(state.replace(step=state.step + 1), _batch())
+  assert metrics["loss"] != later["loss"]
+  assert first.step == 1
+
+
+def test_ground_truth_box_model_trains():
+  train_step, state = _small_step(SMALL.clone(template_tokens="ground_truth_box"))
+  state, metrics = jax.jit(train_step)(state, _batch())
+  assert np.isfinite(metrics["loss"])
+
+
+def test_loss_falls_on_one_batch():
+  optimizer = make_optimizer(OptimizerSettings(learning_rate=2e-3, backbone_multiplier=1.0), 1000)
+  model = SMALL.clone(drop_path_rate=0.0)
+  state = create_state(init_variables(SMALL, 0), optimizer, seed=1)
+  compiled = jax.jit(step_lib.make_train_step(model, optimizer, LossWeights()), donate_argnums=0)
+  losses = []
+  for _ in range(40):
+    state, metrics = compiled(state, _batch())
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.75 * losses[0]
