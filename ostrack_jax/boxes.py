@@ -75,13 +75,12 @@ def giou(a_xyxy, b_xyxy):
   (Rezatofighi et al. 2019). An enclosing box without area counts as fully covered.
   """
   xp = a_xyxy.__array_namespace__()
-  intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+  _, union = _intersection_and_union(a_xyxy, b_xyxy)
   overlap = iou(a_xyxy, b_xyxy)
   enclosing = xp.prod(
     xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2]),
     axis=-1,
   )
-  del intersection
   positive = enclosing > 0
   safe = xp.where(positive, enclosing, xp.ones_like(enclosing))
   return overlap - xp.where(positive, (enclosing - union) / safe, 0.0), overlap

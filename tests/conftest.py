@@ -1,7 +1,9 @@
-"""Four CPU devices, strict broadcasting, warnings as errors, and where the golden numbers are."""
+"""Four CPU devices, strict broadcasting, exact products, and where the golden numbers are."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Before jax starts: sharding tests need several devices on one host.
@@ -11,14 +13,17 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
   )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Programs compiled once serve every test of a run, those in subprocesses too.
-_cache = tempfile.TemporaryDirectory(prefix="ostrack-tests-")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache.name)
+_cache = tempfile.mkdtemp(prefix="ostrack-tests-")
+atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# GPUs would multiply float32 in TF32, too coarse to compare with.
+jax.config.update("jax_default_matmul_precision", "highest")
 
 _OWN_GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 
@@ -51,10 +56,3 @@ def golden():
     pytest.skip(f"golden file {name} is not here and OSTRACK_REFERENCE does not lead to it")
 
   return find
-
-
-@pytest.fixture
-def highest_precision():
-  """Full float32 products, as parity needs on GPUs."""
-  with jax.default_matmul_precision("highest"):
-    yield

@@ -126,7 +126,7 @@ def candidate_scores(search_attention, template_mask=None) -> jax.Array:
 
   Args:
     search_attention: [b, h, t, n] attention of template tokens over the search tokens.
-    template_mask: [b, t] bool, which of the t tokens count; None for all.
+    template_mask: [b, t] bool, which of the t tokens count; None, or a row without any, for all.
 
   Returns:
     [b, n] float32; not renormalised over the search tokens.
@@ -134,7 +134,8 @@ def candidate_scores(search_attention, template_mask=None) -> jax.Array:
   per_token = search_attention.mean(axis=1)
   if template_mask is None:
     return per_token.mean(axis=1)
-  weights = template_mask.astype(jnp.float32)
+  any_marked = template_mask.any(axis=1, keepdims=True)
+  weights = jnp.where(any_marked, template_mask, True).astype(jnp.float32)
   weights = weights / weights.sum(axis=1, keepdims=True)
   return jnp.einsum("btn,bt->bn", per_token, weights)
 

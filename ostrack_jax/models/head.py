@@ -5,8 +5,6 @@ last, 1 x 1 convolutions in float32 (in bfloat16 the clamp to 1 - 1e-4 rounds to
 takes the logarithm of 0).
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -97,7 +95,7 @@ class CenterHead(nn.Module):
         )
       bias_init = _torch_bias_init(x.shape[-1])
       if branch == "ctr" and self.score_bias is not None:
-        bias_init = functools.partial(nn.initializers.constant(self.score_bias))
+        bias_init = nn.initializers.constant(self.score_bias)
       maps[branch] = nn.Conv(
         outputs,
         (1, 1),

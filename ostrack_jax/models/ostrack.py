@@ -24,7 +24,7 @@ class OSTrackOutput(flax.struct.PyTreeNode):
     removed: a [b, k] int32 array per stage: search-grid cells eliminated there; with `keep_counts`
       padded with -1.
     attention: per layer asked for, [b, heads, t, Nz + Nx] float32 attention rows of the t chosen
-      template tokens, search columns on the grid, zero where a candidate had already left.
+      template tokens (all of them with `ground_truth_box`), search columns on the grid, zero where a candidate had already left.
   """
 
   score_map: jax.Array
@@ -81,14 +81,18 @@ class OSTrack(nn.Module):
     sizes = self.dimensions()
     if len(sizes) < 3:
       raise ValueError(f"variant custom needs width, depth and num_heads; got {sizes}")
+    if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
+      raise ValueError(f"width, depth and num_heads must be positive whole numbers, got {sizes}")
     if sizes["width"] % sizes["num_heads"]:
       raise ValueError(f"width {sizes['width']} is not divisible by num_heads {sizes['num_heads']}")
     for name in ("template_size", "search_size"):
       size = getattr(self, name)
-      if size < 16 or size % 16:
+      if not isinstance(size, int) or size < 16 or size % 16:
         raise ValueError(f"{name} {size} must be a positive multiple of the patch size 16")
-    if self.head_channels % 8:
-      raise ValueError(f"head_channels {self.head_channels} must be a multiple of 8")
+    if not 0 <= self.drop_path_rate < 1:
+      raise ValueError(f"drop_path_rate {self.drop_path_rate} must lie in [0, 1)")
+    if self.head_channels < 8 or self.head_channels % 8:
+      raise ValueError(f"head_channels {self.head_channels} must be a positive multiple of 8")
     if len(self.elimination_layers) != len(self.keep_ratios):
       raise ValueError(
         f"{len(self.elimination_layers)} elimination_layers {self.elimination_layers} need as many "
@@ -161,7 +165,7 @@ class OSTrack(nn.Module):
         template_tokens `ground_truth_box` (candidates.template_mask_from_boxes makes it).
       keep_counts: traced int32 [stages], how many candidates count after each stage, at most the
         static capacity that keep_ratios gives; the rest is masked. For training schedules.
-      attention_layers: blocks whose template attention is returned.
+      attention_layers: blocks whose template attention is returned, in the order of the blocks.
       train: use batch statistics and drop path (rng `drop_path`); `batch_stats` must be mutable.
 
     Returns:
@@ -178,9 +182,26 @@ class OSTrack(nn.Module):
         raise ValueError(
           f"{name} has shape {images.shape}; this model takes [b, {size}, {size}, 3]"
         )
+      if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"{name} is {images.dtype}; give normalised floats (see normalise_images)")
+    batch, grid = template.shape[0], self.template_size // candidates.PATCH_SIZE
+    if search.shape[0] != batch:
+      raise ValueError(f"{batch} templates and {search.shape[0]} search regions must be as many")
     if (template_mask is not None) != (self.template_tokens == "ground_truth_box"):
       state = "missing" if template_mask is None else "not used"
       raise ValueError(f"template_mask is {state} with template_tokens {self.template_tokens!r}")
+    if template_mask is not None and template_mask.shape != (batch, grid * grid):
+      raise ValueError(
+        f"template_mask has shape {template_mask.shape}; expected {(batch, grid * grid)}"
+      )
+    stages = len(self.keep_ratios)
+    if keep_counts is not None and jnp.shape(keep_counts) != (stages,):
+      raise ValueError(
+        f"keep_counts has shape {jnp.shape(keep_counts)}; this model takes [{stages}]"
+      )
+    depth = self.dimensions()["depth"]
+    if any(not 0 <= layer < depth for layer in attention_layers):
+      raise ValueError(f"attention_layers {tuple(attention_layers)} must lie in 0..{depth - 1}")
     dtype = jnp.dtype(self.dtype)
     features, removed, attention = self.backbone(
       template.astype(dtype),

@@ -201,7 +201,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(variables):
     (dict(keep_ratios=(0.7, 0.0, 0.7)), r"must lie in \(0, 1\]"),
     (dict(template_tokens="middle"), "'middle' is unknown"),
     (dict(dtype="float16"), "'float16' is not supported"),
-    (dict(head_channels=20), "must be a multiple of 8"),
+    (dict(head_channels=0), "must be a positive multiple of 8"),
+    (dict(num_heads=0), "must be positive whole numbers"),
+    (dict(search_size="256"), "must be a positive multiple"),
+    (dict(drop_path_rate=1.5), r"must lie in \[0, 1\)"),
+    (dict(head_channels=20), "must be a positive multiple of 8"),
   ],
 )
 def test_bad_fields_are_refused_in_words(fields, message):
@@ -214,6 +218,14 @@ def test_wrong_inputs_are_refused_in_words(variables):
   template, search = _inputs()
   with pytest.raises(ValueError, match=r"search has shape .* takes \[b, 96, 96, 3\]"):
     _apply(model, variables, template, search[:, :90])
+  with pytest.raises(ValueError, match="search is uint8; give normalised floats"):
+    _apply(model, variables, template, search.astype(np.uint8))
+  with pytest.raises(ValueError, match=r"keep_counts has shape \(3,\); this model takes \[2\]"):
+    _apply(model, variables, template, search, keep_counts=np.array([9, 9, 9]))
+  with pytest.raises(ValueError, match=r"attention_layers \(4,\) must lie in 0..3"):
+    _apply(model, variables, template, search, attention_layers=(4,))
+  with pytest.raises(ValueError, match="2 templates and 1 search regions"):
+    _apply(model, variables, template, search[:1])
   with pytest.raises(ValueError, match="template_mask is not used"):
     _apply(model, variables, template, search, template_mask=np.ones((2, 9), bool))
   with pytest.raises(ValueError, match="template_mask is missing"):

@@ -8,8 +8,6 @@ from ostrack_jax.loading import load
 from ostrack_jax.models.ostrack import OSTrack, normalise_images
 from ostrack_jax.weights import names
 
-pytestmark = pytest.mark.usefixtures("highest_precision")
-
 
 def _is_feed_forward(_, method):
   return method == "feed_forward"
