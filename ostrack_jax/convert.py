@@ -12,6 +12,7 @@ official code loads with strict=True. No file says how many attention heads the 
 whether it eliminates candidates: see --num_heads and --elimination.
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -19,16 +20,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
-from ostrack_jax import loading
+from ostrack_jax import command_line, loading
 from ostrack_jax.loading import Checkpoint
 from ostrack_jax.weight_files import FileOptions
 from ostrack_jax.weights import names, torch_file
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
 
-FLAGS = flags.FlagValues()
+FLAGS = command_line.new_flags()
 flags.DEFINE_string("input", None, "file of weights, or checkpoint folder", flag_values=FLAGS)
 flags.DEFINE_string(
   "output", None, "folder to write (absent or empty), or the .pth file to write", flag_values=FLAGS
@@ -54,7 +55,6 @@ flags.DEFINE_float(
 flags.DEFINE_float(
   "search_factor", None, "the same for the search region; default: 4, from 384 pixels on 5", flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=FLAGS)
 
 
 def import_file(
@@ -88,7 +88,9 @@ def export_file(
   checkpoint = loading.load(source)
   state = names.torch_from_variables(checkpoint.variables, checkpoint.model, str(source))
   file.parent.mkdir(parents=True, exist_ok=True)
-  torch_file.write_torch_file(file, {"net": state})
+  # The official reader takes `net` alone; the rest is what tensors do not say, for our own.
+  note = json.dumps(checkpoint.description)
+  torch_file.write_torch_file(file, {"net": state, torch_file.NOTE_KEY: note})
   return checkpoint
 
 
@@ -119,20 +121,18 @@ def summarise(checkpoint: Checkpoint) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Run the command with the parsed FLAGS."""
-  logging.set_verbosity(logging.WARNING)  # orbax tells each step of a save
+  del argv
   try:
-    _convert(argv)
+    _convert()
   except (ValueError, OSError) as error:
     sys.exit(f"ostrack-convert: {error}")
 
 
-def _convert(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    raise ValueError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+def _convert() -> None:
   absent = [f"--{name}" for name in ("input", "output") if not FLAGS[name].value]
   if absent:
     raise ValueError(f"{' and '.join(absent)} missing; give --input=... --output=... (see --help)")
-  if pathlib.Path(FLAGS.input).is_dir():
+  if loading.is_folder(FLAGS.input):
     ignored = [
       name
       for name in FLAGS
@@ -162,21 +162,9 @@ def _convert(argv: Sequence[str]) -> None:
   print(f"written to {FLAGS.output}")
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-  try:
-    rest = FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(f"ostrack-convert: {error} (see --help)")
-  if FLAGS.help:
-    print(f"{__doc__}\n{FLAGS.get_help()}")
-    sys.exit(0)
-  flags.FLAGS.mark_as_parsed()  # app.run asks for it; these flags are the command's own.
-  return rest
-
-
 def run() -> None:
   """Parse the command line and run; the console script."""
-  app.run(main, flags_parser=_parse)
+  command_line.run(main, "ostrack-convert", FLAGS, __doc__)
 
 
 if __name__ == "__main__":

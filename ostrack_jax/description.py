@@ -47,14 +47,18 @@ def read_description(folder: pathlib.Path) -> dict[str, Any]:
       f"{folder} has no {FILE_NAME}; it is neither a converted checkpoint nor a training work "
       "folder"
     )
-  description = read_json(file)
-  found = description.get("format")
+  return check_description(read_json(file), str(file))
+
+
+def check_description(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+  """Return a description, or raise ValueError naming the source where it is not one of ours."""
+  found = content.get("format") if isinstance(content, Mapping) else None
   if found != FORMAT:
-    raise ValueError(f"{file} has format {found!r}; this version reads {FORMAT!r}")
+    raise ValueError(f"{source} has format {found!r}; this version reads {FORMAT!r}")
   for key in ("model", "tracker"):
-    if not isinstance(description.get(key), dict):
-      raise ValueError(f"{file} lacks its entry {key!r}; write the checkpoint again")
-  return description
+    if not isinstance(content.get(key), dict):
+      raise ValueError(f"{source} lacks its entry {key!r}; write the checkpoint again")
+  return dict(content)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

@@ -7,15 +7,18 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
+import numpy as np
+
 from ostrack_jax import description as description_lib
 from ostrack_jax import weight_files
-from ostrack_jax.description import describe as describe
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import checkpoint as checkpoint_lib
 from ostrack_jax.weight_files import FileOptions
 from ostrack_jax.weights import names
 
 _VARIABLES = "variables"
+_SHIPPED = pathlib.Path(__file__).parent / "pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
 
   Args:
     path: a converted folder, a training work folder (its best step if one is marked, else the last),
-      or an official OSTrack file.
+      an official OSTrack file, or the name of a checkpoint that ships with the package: `ostrack_tiny`.
     num_heads: attention heads where width / 64 is wrong; files do not say.
 
   Raises:
@@ -50,11 +53,21 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
   path = pathlib.Path(path)
   if path.is_dir():
     return _load_folder(path, num_heads)
+  if (_SHIPPED / path).is_dir() and not path.exists():
+    return _load_folder(_SHIPPED / path, num_heads)
   if not path.exists():
-    raise FileNotFoundError(f"there is no checkpoint {path}; give a folder or an official file")
+    shipped = ", ".join(sorted(folder.name for folder in _SHIPPED.iterdir()))
+    raise FileNotFoundError(
+      f"there is no checkpoint {path}; give a folder, an official file, or what ships with the package ({shipped})"
+    )
   return Checkpoint(
     *weight_files.read_file(path, FileOptions(num_heads=num_heads), allow_encoder=False)
   )
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+  """Return whether `load` would read a checkpoint folder: one at the path, or one that ships."""
+  return pathlib.Path(path).is_dir() or (_SHIPPED / path).is_dir()
 
 
 def _load_folder(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
@@ -67,9 +80,16 @@ def _load_folder(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
       "original file again"
     )
   if (path / _VARIABLES).exists():
-    variables = checkpoint_lib.restore_variables(path / _VARIABLES)
-  elif (path / "checkpoints").is_dir():
-    variables = checkpoint_lib.restore_step_variables(path, _best_step(path))
+    # Shipped checkpoints are stored in half precision, to be small.
+    variables = jax.tree.map(
+      lambda x: x.astype(np.float32) if x.dtype == np.float16 else x,
+      checkpoint_lib.restore_variables(path / _VARIABLES),
+    )
+  elif (path / checkpoint_lib.STEPS_FOLDER).is_dir():
+    best = _best_step(path)
+    if not (path / checkpoint_lib.STEPS_FOLDER / str(best)).is_dir():
+      best = None
+    variables = checkpoint_lib.restore_step_variables(path, best)
   else:
     raise ValueError(
       f"{path} has a {description_lib.FILE_NAME} but neither {_VARIABLES}/ nor checkpoints/"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
@@ -63,8 +64,18 @@ def read_file(
       f"python -m ostrack_jax.convert --input={path} --output=DIR"
     )
   state, source = weights.state, str(path)
+  written = _written_description(weights.note, source)
   dimensions = _dimensions(weights, options, source)
-  model = _model(dimensions, weights.num_heads, options, source)
+  if written is None:
+    model = _model(dimensions, weights.num_heads, options, source)
+  else:
+    model = description.build_model(written["model"], source)
+    if not options.elimination:
+      model = model.clone(elimination_layers=(), keep_ratios=())
+    if options.num_heads not in (None, model.dimensions()["num_heads"]):
+      raise ValueError(
+        f"{source} has {model.dimensions()['num_heads']} attention heads, not {options.num_heads}"
+      )
   if complete:
     variables = names.variables_from_torch(state, model, source)
   else:
@@ -73,10 +84,9 @@ def read_file(
     for collection, tree in _new_head(model, options.seed).items():
       variables.setdefault(collection, {})["box_head"] = tree
   default_factor = 5.0 if model.search_size >= 384 else 4.0
-  tracker = {
-    "template_factor": _factor("template_factor", options.template_factor, 2.0),
-    "search_factor": _factor("search_factor", options.search_factor, default_factor),
-  }
+  default = {"template_factor": 2.0, "search_factor": default_factor}
+  default |= written["tracker"] if written else {}
+  tracker = {name: _factor(name, getattr(options, name), value) for name, value in default.items()}
   origin = {
     "file": path.name,
     "sha256": _sha256(path),
@@ -84,6 +94,16 @@ def read_file(
     "left_out": list(weights.dropped),
   }
   return model, variables, description.describe(model, tracker, origin, complete)
+
+
+def _written_description(note: str | None, source: str) -> dict[str, Any] | None:
+  """Read what a file of this project says of its network; None for files of others."""
+  if note is None:
+    return None
+  try:
+    return description.check_description(json.loads(note), source)
+  except (TypeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{source} holds a damaged description of its network ({error})") from error
 
 
 def _dimensions(weights: pretrained.Weights, options: FileOptions, source: str) -> names.Dimensions:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from ostrack_jax import convert
+from ostrack_jax import command_line, convert
 from ostrack_jax.loading import load
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.weights import names
@@ -50,7 +50,8 @@ def _run(*arguments):
   for name in convert.FLAGS:
     convert.FLAGS[name].unparse()
   convert.FLAGS.unparse_flags()
-  convert.main(convert._parse(["ostrack-convert", *map(str, arguments)]))
+  argv = ["convert", *map(str, arguments)]
+  convert.main(command_line.parse(argv, "ostrack-convert", convert.FLAGS, convert.__doc__))
 
 
 def _refused(*arguments) -> str:
@@ -81,10 +82,21 @@ def test_a_file_goes_to_a_folder_and_back_unchanged(official, tmp_path, capsys):
   ):
     assert part in words
   _run(f"--input={tmp_path / 'out'}", f"--output={tmp_path / 'back' / 'again.pth'}")
-  key, tensors = read_state_dict(tmp_path / "back" / "again.pth")
+  key, tensors, _ = read_state_dict(tmp_path / "back" / "again.pth")
   assert key == "net"
   _assert_same(tensors, _state())
   assert [path.name for path in (tmp_path / "back").iterdir()] == ["again.pth"]
+
+
+def test_the_way_through_a_file_keeps_what_tensors_do_not_say(tmp_path):
+  back, shipped = tmp_path / "back.pth", load("ostrack_tiny")
+  _run("--input=ostrack_tiny", f"--output={back}")
+  again = load(back)
+  assert again.model == shipped.model
+  assert again.model.elimination_layers == (1, 2)
+  assert again.description["tracker"] == shipped.description["tracker"]
+  _run(f"--input={back}", f"--output={tmp_path / 'off'}", "--elimination=off")
+  assert load(tmp_path / "off").model.elimination_layers == ()
 
 
 def test_the_summary_counts_the_parameters(official, tmp_path, capsys):
@@ -95,6 +107,7 @@ def test_the_summary_counts_the_parameters(official, tmp_path, capsys):
 
 
 def test_flags_reach_the_description(official, tmp_path):
+  write_torch_file(official, {"net": _state(depth=4)})
   flags = ["--num_heads=2", "--elimination=off", "--search_factor=4.5", "--template_factor=1.5"]
   _run(f"--input={official}", f"--output={tmp_path / 'out'}", *flags)
   description = json.loads((tmp_path / "out" / "description.json").read_text())
@@ -236,7 +249,7 @@ def test_pytorch_loads_the_written_state_dict_strictly(official, tmp_path):
   convert.import_file(official, tmp_path / "out")
   convert.export_file(tmp_path / "out", tmp_path / "again.pth")
   tree = torch.load(tmp_path / "again.pth", map_location="cpu", weights_only=True)
-  assert list(tree) == ["net"]
+  assert list(tree) == ["net", "ostrack_jax"]
   holder = torch.nn.Module()
   for name, array in _state().items():
     *parents, leaf = name.split(".")

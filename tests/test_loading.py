@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ostrack_jax import loading
-from ostrack_jax.loading import Checkpoint, describe, load
+from ostrack_jax.description import describe
+from ostrack_jax.loading import Checkpoint, load
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import checkpoint as checkpoint_lib
 from ostrack_jax.weights import names
@@ -70,6 +71,13 @@ def test_a_converted_folder_gives_back_model_weights_and_description(written):
   _assert_same(found.variables, wanted.variables)
 
 
+def test_a_description_leaves_nothing_to_defaults():
+  model = describe(OSTrack(variant="s"), {}, {}, complete=True)["model"]
+  assert (model["width"], model["depth"], model["num_heads"]) == (384, 12, 6)
+  assert model["elimination_layers"] == [3, 6, 9]
+  assert OSTrack(**model).dimensions() == OSTrack(variant="s").dimensions()
+
+
 def test_what_was_loaded_runs(written):
   checkpoint = load(str(written), num_heads=2)
   output = jax.jit(checkpoint.model.apply)(
@@ -93,7 +101,7 @@ def test_the_package_resolves_load_late():
 
 def _workdir(folder, best=None):
   shutil.rmtree(folder / "variables")
-  (folder / "checkpoints").mkdir()
+  (folder / "checkpoints" / "40").mkdir(parents=True)
   if best is not None:
     (folder / "best.json").write_text(json.dumps(best))
   return folder
@@ -214,7 +222,7 @@ def test_a_converted_folder_is_replaced_where_that_is_asked_for(folder):
 
 
 def test_folders_with_anything_else_are_never_replaced(folder):
-  (folder / "checkpoints").mkdir()
+  (folder / "checkpoints" / "40").mkdir(parents=True)
   with pytest.raises(FileExistsError, match="holds 'checkpoints' besides a converted checkpoint"):
     loading.write_folder(_checkpoint(), folder, overwrite=True)
 

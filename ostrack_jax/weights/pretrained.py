@@ -28,12 +28,14 @@ class Weights(NamedTuple):
     state: arrays in PyTorch's layouts under official names; an encoder's without `backbone.`.
     num_heads: where the file tells it, else None.
     dropped: names of tensors in the file that were left out.
+    note: what a file that this project wrote says of the network, else None.
   """
 
   kind: str
   state: dict[str, np.ndarray]
   num_heads: int | None
   dropped: tuple[str, ...]
+  note: str | None = None
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
@@ -47,11 +49,12 @@ def read_weights(path: str | os.PathLike) -> Weights:
     raise FileNotFoundError(f"there is no file {path}")
   if _is_numpy_archive(path):
     return _from_augreg(_read_numpy_archive(path), str(path))
-  state = torch_file.read_state_dict(path).tensors
+  read = torch_file.read_state_dict(path)
+  state = read.tensors
   if state and all(name.startswith("module.") for name in state):
     state = {name.removeprefix("module."): array for name, array in state.items()}
   if any(name.startswith("backbone.") for name in state):
-    return Weights("ostrack", state, None, ())
+    return Weights("ostrack", state, None, (), read.note)
   if "cls_token" in state or "patch_embed.proj.weight" in state:
     return _from_torch_encoder(state, str(path))
   raise ValueError(
@@ -64,15 +67,15 @@ def _is_numpy_archive(path: pathlib.Path) -> bool:
   try:
     with zipfile.ZipFile(path) as archive:
       return any(name.endswith(".npy") for name in archive.namelist())
-  except (zipfile.BadZipFile, OSError):
+  except torch_file.ZIP_ERRORS:
     return path.suffix == ".npz"
 
 
 def _read_numpy_archive(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
       return {name: archive[name] for name in archive.files}
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+  except (ValueError, *torch_file.ZIP_ERRORS) as error:
     raise ValueError(f"{path} is a truncated or damaged .npz archive ({error})") from error
 
 

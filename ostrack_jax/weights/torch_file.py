@@ -10,6 +10,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,14 +26,28 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _STORAGE_NAMES = {np.dtype(d): n for n, d in STORAGE_DTYPES.items() if d != "bfloat16"}
 
+# A damaged header may ask for encryption (RuntimeError) or a future version (NotImplementedError).
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
+
 _ReadStorage = Callable[[Storage], bytes]
 
 
+# Where files of this project describe the network; other readers pass over it.
+NOTE_KEY = "ostrack_jax"
+
+
 class StateDict(NamedTuple):
-  """A state dict and where in the file it stood: a key of the outer dict, or None for the whole."""
+  """A state dict and what a file says beside it.
+
+  Attributes:
+    key: of the outer dict where it stood, or None for the whole.
+    tensors: by PyTorch's names.
+    note: the text that the outer dict holds under NOTE_KEY, or None.
+  """
 
   key: str | None
   tensors: dict[str, np.ndarray]
+  note: str | None = None
 
 
 def read_state_dict(path: str | os.PathLike) -> StateDict:
@@ -70,7 +85,7 @@ def read_state_dict(path: str | os.PathLike) -> StateDict:
 def _read_zip(file: BinaryIO) -> StateDict:
   try:
     archive = zipfile.ZipFile(file)
-  except (zipfile.BadZipFile, OSError) as error:
+  except ZIP_ERRORS as error:
     raise ValueError("is a truncated or damaged zip archive; fetch it again") from error
   with archive:
     members = archive.namelist()
@@ -88,7 +103,7 @@ def _read_zip(file: BinaryIO) -> StateDict:
         return archive.read(prefix + name)
       except KeyError:
         raise ValueError(f"is damaged: its member {name!r} is missing") from None
-      except (zipfile.BadZipFile, EOFError, OSError) as error:
+      except ZIP_ERRORS as error:
         raise ValueError(f"is truncated or damaged at its member {name!r}") from error
 
     order = read("byteorder") if f"{prefix}byteorder" in members else b"little"
@@ -113,16 +128,19 @@ def _read_legacy(file: BinaryIO, start: bytes) -> StateDict:
   keys, _ = _unpickle(file)
   if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
     raise ValueError("is damaged: it has no list of storages where PyTorch writes one")
+  position = file.tell()
+  end = file.seek(0, os.SEEK_END)
   locations = {}
   for key in keys:
+    file.seek(position)
     header = file.read(8)
     if len(header) < 8 or key not in dtypes:
       raise ValueError(f"is truncated or damaged at storage {key!r}")
     (numel,) = struct.unpack("<q", header)
-    if numel < 0:
-      raise ValueError(f"is damaged: storage {key!r} has {numel} elements")
-    locations[key] = (file.tell(), numel * _itemsize(dtypes[key]))
-    file.seek(locations[key][1], os.SEEK_CUR)
+    locations[key] = (position + 8, numel * _itemsize(dtypes[key]))
+    position = sum(locations[key])
+    if numel < 0 or position > end:
+      raise ValueError(f"is truncated or damaged: storage {key!r} should have {numel} elements")
 
   def read(storage: Storage) -> bytes:
     if storage.key not in locations:
@@ -183,7 +201,8 @@ def _read_tensors(tree: Any, read: _ReadStorage, byte_order: str) -> StateDict:
       tensors[str(name)] = _view(storages[storage.key], tensor)
     except ValueError as error:
       raise ValueError(f"is truncated or damaged: tensor {name!r} {error}") from error
-  return StateDict(key, tensors)
+  note = tree.get(NOTE_KEY) if isinstance(tree, dict) else None
+  return StateDict(key, tensors, note if isinstance(note, str) else None)
 
 
 def _itemsize(dtype: str) -> int:

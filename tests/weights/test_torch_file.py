@@ -96,7 +96,7 @@ def _assert_same(found, expected):
 
 
 def test_both_layouts_of_pytorch_give_every_type_and_view(torch_bytes, tmp_path):
-  key, tensors = read_state_dict(_write(tmp_path, torch_bytes))
+  key, tensors, _ = read_state_dict(_write(tmp_path, torch_bytes))
   assert key == "net"
   _assert_same(tensors, _EXPECTED)
 
@@ -106,6 +106,21 @@ def test_a_file_cut_off_anywhere_is_refused_by_name(torch_bytes, tmp_path):
     with pytest.raises(ValueError, match=r"weights\.pth is ") as error:
       read_state_dict(_write(tmp_path, torch_bytes[:length]))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+def test_bytes_changed_anywhere_never_fail_in_another_way(torch_bytes, tmp_path):
+  rng = np.random.default_rng(1)
+  refused = 0
+  for _ in range(300):
+    mutant = bytearray(torch_bytes)
+    for position in rng.integers(len(mutant), size=4):
+      mutant[position] = rng.integers(256)
+    try:
+      read_state_dict(_write(tmp_path, mutant))
+    except ValueError:
+      refused += 1
+  assert refused > 150
 
 
 def _repack(data: bytes, changes: dict[str, bytes | None], compression=zipfile.ZIP_STORED) -> bytes:
@@ -123,6 +138,7 @@ def _zip_bytes() -> bytes:
   return zlib.decompress(base64.b85decode(_LAYOUTS["zip"]))
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_damaged_pickles_never_fail_in_another_way(tmp_path):
   whole = _zip_bytes()
   program = bytearray(zipfile.ZipFile(io.BytesIO(whole)).read("archive/data.pkl"))
@@ -224,9 +240,15 @@ def test_an_absent_file_is_named(tmp_path):
 def test_state_dicts_are_found_wrapped_or_bare(key, tmp_path):
   state = {"a.weight": np.ones((2, 2), np.float32)}
   write_torch_file(tmp_path / "f.pth", {key: state, "epoch": 3} if key else state)
-  found, tensors = read_state_dict(tmp_path / "f.pth")
+  found, tensors, _ = read_state_dict(tmp_path / "f.pth")
   assert found == key
   _assert_same(tensors, state)
+
+
+def test_values_beside_the_tensors_are_passed_over(tmp_path):
+  state = {"a": np.ones(2, np.float32), "version": 3, "nested": {"b": np.ones(1)}}
+  write_torch_file(tmp_path / "f.pth", {"net": state})
+  assert list(read_state_dict(tmp_path / "f.pth").tensors) == ["a"]
 
 
 def test_storages_beside_the_state_dict_are_not_read(tmp_path):
