@@ -1,8 +1,10 @@
 """Data sets by name, as configurations list them: prepared on first use where that can be done."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
+import re
 
 from data_pipelines import sources
 from data_pipelines.builders.procedural import ProceduralSettings, prepare_procedural
@@ -60,8 +62,8 @@ def locate(name: str, settings: DatasetSettings) -> list[tuple[pathlib.Path, str
         "data set 'folder' needs the folders of sequences; set config.data.folder_roots"
       )
     return [
-      (prepare_sequence_folder(root, settings.data_dir, f"folder_{number}"), "train")
-      for number, root in enumerate(settings.folder_roots)
+      (prepare_sequence_folder(root, settings.data_dir, _folder_name(root)), "train")
+      for root in settings.folder_roots
     ]
   directory = pathlib.Path(settings.data_dir) / name
   if not (directory / sources.MANIFEST).is_file():
@@ -70,6 +72,13 @@ def locate(name: str, settings: DatasetSettings) -> list[tuple[pathlib.Path, str
       "config.data.data_dir, or train on 'procedural' or 'folder' data"
     )
   return [(directory, "train")]
+
+
+def _folder_name(root: str) -> str:
+  """Name a folder's data set by where it is, so that another folder is another data set."""
+  path = pathlib.Path(root).resolve()
+  digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:8]
+  return re.sub(r"\W", "_", f"{path.name}_{digest}")
 
 
 def open_mixture(

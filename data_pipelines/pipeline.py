@@ -1,6 +1,9 @@
 """The training pipeline: sampled pairs, augmented, sharded over hosts, batched, read ahead."""
 
 import dataclasses
+import multiprocessing
+import os
+import threading
 import typing
 from collections.abc import Iterator, Sequence
 
@@ -36,12 +39,13 @@ class PairTransform(grain.transforms.RandomMap):
     self._sampler = PairSampler(sources, settings.sampling)
     self._settings = settings.augmentation
 
-  def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+  # grain annotates no result for it.
+  def random_map(self, element: int, rng: np.random.Generator) -> Batch:  # pyrefly: ignore[bad-override]
     """Return one pair as make_pair does, redrawn until the official validity rule accepts it.
 
     Raises:
       ValueError: a record is damaged; the message names it.
-      RuntimeError: a thousand draws in a row were rejected.
+      ValueError: a thousand draws in a row were rejected.
     """
     del element
     for _ in range(_MOST_REDRAWS):
@@ -63,7 +67,7 @@ class PairTransform(grain.transforms.RandomMap):
       )
       if pair is not None:
         return pair
-    raise RuntimeError(
+    raise ValueError(
       f"{_MOST_REDRAWS} pairs in a row from {self._sampler.sources} showed nothing but padding: "
       "check the boxes, which are x, y, width, height in pixels"
     )
@@ -71,6 +75,20 @@ class PairTransform(grain.transforms.RandomMap):
 
 def _as_grain(sources, settings: PipelineSettings, seed: int) -> grain.MapDataset:
   return grain.MapDataset.range(_ENDLESS).seed(seed).random_map(PairTransform(sources, settings))
+
+
+def _begin_worker(worker_index: int, worker_count: int) -> None:
+  del worker_index, worker_count
+  cv2.setNumThreads(1)
+  parent = multiprocessing.parent_process()
+
+  def follow_parent():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  # grain's workers wait for room in a queue that a killed training never empties: they would stay.
+  threading.Thread(target=follow_parent, daemon=True).start()
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -82,7 +100,9 @@ class TrainIterator(grain.DatasetIterator):
     super().__init__()
     self._batches = batches
     self._num_workers = num_workers
-    self._options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=read_ahead)
+    self._options = grain.ReadOptions(
+      num_threads=num_threads, prefetch_buffer_size=max(read_ahead, num_threads)
+    )
     self._step = 0
     self._running: grain.DatasetIterator | None = None
 
@@ -93,7 +113,8 @@ class TrainIterator(grain.DatasetIterator):
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2)
+        grain.MultiprocessingOptions(num_workers=self._num_workers, per_worker_buffer_size=2),
+        worker_init_fn=_begin_worker,
       )
     return iter(dataset)
 
@@ -164,7 +185,7 @@ def train_pipeline(
 
 
 def validation_pairs(
-  source: FrameSource,
+  sources: Sequence[tuple[FrameSource, float]],
   settings: PipelineSettings,
   *,
   count: int,
@@ -173,11 +194,14 @@ def validation_pairs(
 ) -> Iterator[Batch]:
   """Yield `count` pairs in batches, always the same for a seed, without separate flip or brightness.
 
+  Args:
+    sources: data sets with their weights in the mixture.
+
   Raises:
     ValueError: count is not a multiple of batch_size (a rest would compile the step anew).
   """
   if batch_size < 1 or count % batch_size:
     raise ValueError(f"count {count} is not a multiple of batch_size {batch_size}")
   settings = dataclasses.replace(settings, augmentation=settings.augmentation.for_validation())
-  batches = _as_grain([(source, 1.0)], settings, seed).batch(batch_size)
+  batches = _as_grain(sources, settings, seed).batch(batch_size)
   return (typing.cast(Batch, batches[i]) for i in range(count // batch_size))

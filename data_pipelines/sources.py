@@ -16,6 +16,9 @@ import cv2
 import numpy as np
 from array_record.python import array_record_module
 
+# Not imported where it is used: tensorflow_datasets, imported by two threads at once, can deadlock.
+from tensorflow_datasets.proto import tf_example_pb2
+
 MANIFEST = "manifest.json"
 
 
@@ -156,7 +159,9 @@ class FrameSource:
     first = int(self._ends[shard - 1]) if shard else 0
     try:
       (entry,) = readers[shard].read([record - first])
-      return _example(entry).features.feature["jpeg"].bytes_list.value[0]
+      # pyrefly: ignore[missing-attribute]
+      example = tf_example_pb2.Example.FromString(entry)
+      return example.features.feature["jpeg"].bytes_list.value[0]
     except Exception as error:
       raise ValueError(f"cannot read {self.describe(record)}: {error}") from error
 
@@ -166,13 +171,6 @@ class FrameSource:
     if image is None:
       raise ValueError(f"cannot decode the image of {self.describe(record)}")
     return image
-
-
-def _example(entry: bytes):
-  # Imported late: it loads tensorflow_datasets, which commands that only look at an index can spare.
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  return tf_example_pb2.Example.FromString(entry)  # pyrefly: ignore[missing-attribute]
 
 
 class LazyFrames:

@@ -7,12 +7,14 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import shuffle
 
 from data_pipelines import sources
 
@@ -89,6 +91,20 @@ class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
 
 
 @contextlib.contextmanager
+def _sorting_in_memory():
+  """Keep TFDS from spilling records to disk beyond 1000 MiB a split: it does so through TensorFlow.
+
+  A split's JPEGs must fit into memory while it is written.
+  """
+  limit = shuffle.MAX_MEM_BUFFER_SIZE
+  shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
+  try:
+    yield
+  finally:
+    shuffle.MAX_MEM_BUFFER_SIZE = limit
+
+
+@contextlib.contextmanager
 def _quiet():
   """Silence TFDS's own progress bars and notes: the builders show one bar of their own."""
   verbosity = logging.get_verbosity()
@@ -129,7 +145,7 @@ def prepare(
   final.parent.mkdir(parents=True, exist_ok=True)
   staging = pathlib.Path(tempfile.mkdtemp(prefix=".preparing-", dir=final.parent))
   try:
-    with _quiet():
+    with _quiet(), _sorting_in_memory():
       builder = builder_class(
         data_dir=os.fspath(staging), config=config, file_format="array_record"
       )

@@ -128,7 +128,7 @@ def read_jpeg(path: pathlib.Path) -> bytes:
   """
   data = path.read_bytes()
   is_jpeg = data[:2] == b"\xff\xd8"
-  # A reduced decode is enough to see that it can be read; it says nothing about a missing end.
+  # A reduced decode is enough to see that it can be read. OpenCV 4 also decodes what has lost its end.
   mode = cv2.IMREAD_REDUCED_COLOR_8 if is_jpeg else cv2.IMREAD_COLOR
   image = cv2.imdecode(np.frombuffer(data, np.uint8), mode) if data else None
   if image is None or (is_jpeg and b"\xff\xd9" not in data[-4096:]):

@@ -1,6 +1,10 @@
 """The pipeline is a function of its seed: not of workers, threads, restarts or other hosts."""
 
 import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +73,33 @@ def test_worker_processes_do_not_change_the_data(source):
   assert_equal(take(source, 5), take(source, 5, num_workers=2))
 
 
+KILLED = """
+import multiprocessing, os, sys
+from data_pipelines import pipeline, sources
+if __name__ == "__main__":
+  source = sources.FrameSource(sys.argv[1])
+  iterator = pipeline.train_pipeline(
+    [(source, 1.0)], pipeline.PipelineSettings(), batch_size=2, seed=0, num_workers=1
+  )
+  next(iterator)
+  print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+  os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_end_with_a_killed_training(source):
+  # Their pids come through a pipe that closes, and so lets run() return, when the workers are gone.
+  killed = subprocess.run(
+    [sys.executable, "-c", KILLED, str(source.directory)],
+    stdout=subprocess.PIPE,
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    timeout=60,
+  )
+  assert killed.returncode == -9
+  (worker,) = map(int, killed.stdout.split())
+  assert not pathlib.Path(f"/proc/{worker}/fd").exists() or not os.listdir(f"/proc/{worker}/fd")
+
+
 @pytest.mark.parametrize("options", [{}, {"num_threads": 2}])
 def test_going_on_from_a_state_equals_going_straight_through(source, options):
   straight = take(source, 5)
@@ -99,7 +130,7 @@ def test_hosts_share_the_pairs_and_not_the_random_numbers(source):
 
 def test_validation_pairs_are_finite_repeatable_and_plain(source):
   def draw():
-    return list(pipeline.validation_pairs(source, SETTINGS, count=8, batch_size=4, seed=1))
+    return list(pipeline.validation_pairs([(source, 1.0)], SETTINGS, count=8, batch_size=4, seed=1))
 
   batches = draw()
   assert len(batches) == 2
@@ -110,7 +141,7 @@ def test_validation_pairs_are_finite_repeatable_and_plain(source):
 def test_validation_can_cut_at_the_previous_true_box(source):
   augmentation = dataclasses.replace(SETTINGS.augmentation, search_centre_from="previous_box")
   settings = dataclasses.replace(SETTINGS, augmentation=augmentation)
-  (batch,) = pipeline.validation_pairs(source, settings, count=32, batch_size=32, seed=1)
+  (batch,) = pipeline.validation_pairs([(source, 1.0)], settings, count=32, batch_size=32, seed=1)
   corners = boxes.xywh_to_xyxy(batch["search_box_xywh"])
   # The target moved by less than half its side, a quarter of which is the crop's side.
   assert (np.abs((corners[:, :2] + corners[:, 2:]) / 2 - 0.5) < 0.2).all()
@@ -119,7 +150,7 @@ def test_validation_can_cut_at_the_previous_true_box(source):
 
 def test_a_count_that_leaves_a_rest_is_refused(source):
   with pytest.raises(ValueError, match="count 10"):
-    pipeline.validation_pairs(source, SETTINGS, count=10, batch_size=4, seed=0)
+    pipeline.validation_pairs([(source, 1.0)], SETTINGS, count=10, batch_size=4, seed=0)
 
 
 def test_a_shard_out_of_range_is_refused(source):
@@ -140,7 +171,7 @@ def test_boxes_that_never_show_a_target_end_in_words(source, monkeypatch):
   monkeypatch.setattr(pipeline, "_MOST_REDRAWS", 5)
   source.index.boxes_xywh[:] += (9000, 0, 0, 0)
   try:
-    with pytest.raises(RuntimeError, match="5 pairs in a row"):
+    with pytest.raises(ValueError, match="5 pairs in a row"):
       take(source, 1)
   finally:
     source.index.boxes_xywh[:] -= (9000, 0, 0, 0)

@@ -85,7 +85,9 @@ def test_a_damaged_record_is_named(prepared, tmp_path):
   shard.write_bytes(content)
   source = sources.FrameSource(copy)
   assert source.frame(13).shape == (72, 96, 3)
-  with pytest.raises(ValueError, match=r"cannot (read|decode).*record 14 .*sequence train-000001, frame 4"):
+  with pytest.raises(
+    ValueError, match=r"cannot (read|decode).*record 14 .*sequence train-000001, frame 4"
+  ):
     source.frame(14)
 
 

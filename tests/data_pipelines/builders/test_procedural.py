@@ -19,6 +19,8 @@ SETTINGS = ProceduralSettings(train_sequences=3, test_sequences=1, video=VIDEO)
 SCRIPT = """
 import os, sys
 from data_pipelines import procedural_video, sources
+# Reading threads must find it loaded: two of them importing it at once can deadlock.
+assert "tensorflow_datasets.proto.tf_example_generated_pb2" in sys.modules
 from data_pipelines.builders import procedural
 video = procedural_video.ProceduralVideoSettings(width=64, height=48, length=4, max_target_size=20)
 settings = procedural.ProceduralSettings(train_sequences=3, test_sequences=1, video=video)
@@ -110,3 +112,12 @@ def test_a_foreign_directory_in_the_way_is_refused(tmp_path):
 def test_no_sequences_are_refused():
   with pytest.raises(ValueError, match="0 training"):
     ProceduralSettings(train_sequences=0)
+
+
+def test_splits_beyond_tfds_memory_limit_need_no_tensorflow(tmp_path, monkeypatch):
+  from tensorflow_datasets.core import shuffle
+
+  monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+  directory = prepare_procedural(tmp_path, SETTINGS)
+  assert sources.FrameSource(directory, "train").frame(0).shape[2] == 3
+  assert shuffle.MAX_MEM_BUFFER_SIZE == 1000
