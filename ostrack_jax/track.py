@@ -129,10 +129,9 @@ def _track() -> int:
   # Late, so that a wrong argument is named at once.
   from ostrack_jax import Tracker, load
 
-  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads)
-  if not checkpoint.description.get("complete", True):
-    raise ValueError(f"{FLAGS.checkpoint} holds an encoder with an untrained head; train it first")
-  tracker = Tracker(checkpoint, search_factor=FLAGS.search_factor)
+  tracker = Tracker(
+    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads), search_factor=FLAGS.search_factor
+  )
   with tqdm(frames, unit="frame", disable=None, desc=frames.name) as progress:
     seconds = track_to_files(
       tracker,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ostrack_jax
-from ostrack_jax import command_line, loading, track, visualization
+from ostrack_jax import command_line, description, loading, track, visualization
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking.frames import open_frames
 from ostrack_jax.tracking.tracker import TrackResult
@@ -173,15 +173,6 @@ def test_a_read_only_folder_is_named_before_the_work(clip, tmp_path, command, mo
   assert code == 1 and f"o.csv: folder {tmp_path} is not writable" in err
 
 
-def test_an_untrained_head_is_refused(clip, tmp_path, command, monkeypatch):
-  encoder = types.SimpleNamespace(description={"complete": False})
-  monkeypatch.setattr(ostrack_jax, "load", lambda path, num_heads: encoder, raising=False)
-  code, _, err = command(
-    "--checkpoint=mae", f"--source={clip}", "--init_box=1,2,9,9", f"--boxes={tmp_path / 'o.csv'}"
-  )
-  assert code == 1 and "mae holds an encoder with an untrained head" in err
-
-
 def test_the_search_factor_reaches_the_tracker(clip, tmp_path, command, monkeypatch):
   made = []
   monkeypatch.setattr(
@@ -211,10 +202,10 @@ def _write_checkpoint(folder):
   shapes = jax.eval_shape(model.init, jax.random.key(0), *images)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda s: rng.uniform(0.5, 1, s.shape).astype(np.float32) / 9, shapes)
-  description = loading.describe(
+  described = description.describe(
     model, {"template_factor": 2.0, "search_factor": 4.0}, {"kind": "training"}, True
   )
-  loading.write_folder(loading.Checkpoint(model, variables, description), folder)
+  loading.write_folder(loading.Checkpoint(model, variables, described), folder)
 
 
 def test_a_converted_checkpoint_tracks_a_video_from_the_command_line(tmp_path):

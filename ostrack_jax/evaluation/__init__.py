@@ -1,0 +1,1 @@
+"""Benchmarks, metrics, result files, reports and plots."""

@@ -141,7 +141,9 @@ def _frames_in(folder: pathlib.Path) -> list[pathlib.Path]:
     inside = folder / name
     if inside.is_dir():
       frames = [
-        path for path in inside.iterdir() if path.suffix.lower() in frame_files.IMAGE_SUFFIXES
+        path
+        for path in inside.iterdir()
+        if path.suffix.lower() in frame_files.IMAGE_SUFFIXES and path.name[0] != "."
       ]
       if frames:
         return sorted(frames, key=frame_files.natural_order)

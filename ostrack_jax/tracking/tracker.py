@@ -160,6 +160,8 @@ class Tracker:
     search_factor: float | None = None,
     template_factor: float | None = None,
   ):
+    if not checkpoint.description.get("complete", True):
+      raise ValueError("this checkpoint is an encoder with an untrained head; train it first")
     self.model = checkpoint.model
     described = checkpoint.description["tracker"]
     self.search_factor = _factor("search_factor", search_factor, described)
