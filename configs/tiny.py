@@ -35,16 +35,17 @@ def get_config(arg: str = ""):
   config.data.validation_search_centre = "previous_box"
   config.data.num_threads = 2
   config.procedural.train_sequences = 120
-  config.procedural.test_sequences = 16
+  config.procedural.test_sequences = 24
+  config.procedural.length = 40
 
   config.sampling.max_gap = 60
 
-  config.optim.learning_rate = 3e-4
+  config.optim.learning_rate = 3e-5
   config.optim.backbone_multiplier = 1.0
   config.optim.clip_norm = 1.0
-  config.optim.drop_epoch = 16
+  config.optim.drop_epoch = 20
 
-  config.train.epochs = 20
+  config.train.epochs = 28
   config.train.pairs_per_epoch = 512
   config.train.batch_size = 16
   config.train.elimination_start = 0
@@ -54,7 +55,7 @@ def get_config(arg: str = ""):
   config.train.validate_every_epochs = 1000
   config.train.save_every_epochs = 5
 
-  config.report.sequences = 16
+  config.report.sequences = 24
 
   if kind == "":
     config.init_from = "ostrack_tiny"
@@ -64,28 +65,30 @@ def get_config(arg: str = ""):
     config.optim.drop_epoch = 28
     config.train.epochs = 36
     config.train.max_minutes = 3.0
-    config.augmentation.search_centre_jitter = 2.0
-    config.augmentation.search_scale_jitter = 0.15
+    # Three minutes are too few for the full jitter: the network would only learn where targets usually are.
+    config.augmentation.search_centre_jitter = 1.2
+    config.augmentation.search_scale_jitter = 0.1
     config.train.elimination_start = 10
     config.train.elimination_warmup = 1
   elif kind == "pretrain":
     config.procedural.train_sequences = 2500
+    config.procedural.length = 60
     config.procedural.seed = 1
     config.data.num_workers = 14
     config.data.num_threads = 1
     config.data.validation_pairs = 2048
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 500
-    config.optim.drop_epoch = 64
-    config.train.epochs = 80
+    config.optim.drop_epoch = 48
+    config.train.epochs = 60
     config.train.pairs_per_epoch = 40_960
     config.train.batch_size = 256
     config.train.elimination_start = 8
     config.train.elimination_warmup = 16
     config.train.max_minutes = 0.0
     config.train.log_every_steps = 40
-    config.train.validate_every_epochs = 8
-    config.train.save_every_epochs = 8
+    config.train.validate_every_epochs = 6
+    config.train.save_every_epochs = 6
   else:
     raise ValueError(
       f"config argument {arg!r} is unknown; write nothing, scratch or pretrain, with _no_ce behind it"

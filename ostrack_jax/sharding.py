@@ -35,6 +35,12 @@ def check_batch_size(mesh: Mesh, global_batch_size: int) -> int:
   return global_batch_size // jax.process_count()
 
 
+def copy_everywhere(mesh: Mesh, tree):
+  """Copy a tree of arrays onto every device; each process passes the same values."""
+  # device_put cannot place typed keys on the devices of other processes; a compiled identity can.
+  return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   """Place this process's part of a batch on its devices; the result is the global batch."""
   sharding = batch_sharding(mesh)

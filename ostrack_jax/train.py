@@ -5,6 +5,7 @@ Kubernetes are recognised by jax). Starting again with the same workdir continue
 """
 
 import dataclasses
+import difflib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from configs import common
 from data_pipelines import datasets, pipeline, sources
 from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.sampling import SamplingSettings
@@ -25,6 +27,7 @@ from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking.engine import FrameTracker
 from ostrack_jax.tracking.tracker import Tracker
 from ostrack_jax.training import loop
+from ostrack_jax.training.checkpoint import STEPS_FOLDER
 from ostrack_jax.training.checkpoint_store import CheckpointStore
 from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.optimizer import OptimizerSettings
@@ -68,15 +71,24 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     FileNotFoundError, ValueError: the configuration, its data or its start do not fit, in one sentence.
     loop.NonFiniteLossError: training diverged.
   """
-  model = OSTrack(**config.model)
-  optimizer_settings = OptimizerSettings(**config.optim)
-  loss_weights = LossWeights(**config.loss)
-  settings = loop.LoopSettings(**config.train)
-  data = _data_settings(config)
-  pairs = _pipeline_settings(config)
+  _check_keys(config)
+  try:
+    model = OSTrack(**config.model)
+    optimizer_settings = OptimizerSettings(**config.optim)
+    loss_weights = LossWeights(**config.loss)
+    settings = loop.LoopSettings(**config.train)
+    data = _data_settings(config)
+    pairs = _pipeline_settings(config)
+  except TypeError as error:
+    raise ValueError(
+      f"a key of the configuration is not what this version knows: {error}"
+    ) from error
   mesh = sharding.make_mesh()
   local_batch = sharding.check_batch_size(mesh, settings.batch_size)
-  _claim_workdir(config, model, workdir)
+  random_start = init_variables(model, settings.seed)
+  start = _start_from(config.init_from, model) if config.init_from else random_start
+  _check_workdir(config, workdir)
+  sequences = _report_sequences(config, data) if jax.process_index() == 0 else []
 
   mixture = datasets.open_mixture(config.data.train, config.data.weights, data)
   batches = pipeline.train_pipeline(
@@ -89,13 +101,13 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     num_workers=config.data.num_workers,
     num_threads=config.data.num_threads,
   )
-  [validation] = datasets.open_mixture([config.data.validation], [1.0], data)
+  validation = datasets.open_mixture([config.data.validation], [1.0], data)
 
   def validation_batches():
-    return _validation_batches(validation[0], pairs, config, settings.batch_size, local_batch)
+    return _validation_batches(validation, pairs, config, settings.batch_size, local_batch)
 
-  random_start = init_variables(model, settings.seed)
-  start = _start_from(config.init_from, model) if config.init_from else random_start
+  if jax.process_index() == 0:
+    _describe_run(config, model, workdir)
   _announce(model, start, mesh, settings, optimizer_settings)
   store = CheckpointStore(workdir, keep=settings.keep_checkpoints)
   state = loop.train(
@@ -134,9 +146,11 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     "held_out_pairs": {"search_centre": config.data.validation_search_centre, "results": held_out},
   }
   if jax.process_index() == 0:
-    if config.report.sequences:
-      report["tracking"] = _track(config, model, data, runs, workdir)
+    # Before tracking too, so that nothing that goes wrong there takes the figures along.
     training_report.write_report(report, workdir)
+    if sequences:
+      report["tracking"] = _track(model, runs, sequences, workdir)
+      training_report.write_report(report, workdir)
   return report
 
 
@@ -163,7 +177,7 @@ def _pipeline_settings(config) -> pipeline.PipelineSettings:
 
 
 def _validation_batches(
-  source, pairs: pipeline.PipelineSettings, config, global_batch: int, local_batch: int
+  mixture, pairs: pipeline.PipelineSettings, config, global_batch: int, local_batch: int
 ):
   """Give each process its part of every validation batch."""
   augmentation = dataclasses.replace(
@@ -171,7 +185,7 @@ def _validation_batches(
   )
   count = config.data.validation_pairs // global_batch * global_batch
   whole = pipeline.validation_pairs(
-    source,
+    mixture,
     dataclasses.replace(pairs, augmentation=augmentation),
     count=count,
     batch_size=global_batch,
@@ -206,34 +220,63 @@ def _start_from(path: str, model: OSTrack) -> dict:
   return have
 
 
-def _claim_workdir(config, model: OSTrack, workdir: pathlib.Path) -> None:
-  """Write config and description into the workdir, or refuse one that another config made."""
-  mine = json.loads(config.to_json_best_effort())
+def _check_workdir(config, workdir: pathlib.Path) -> None:
+  """Refuse a workdir whose checkpoints another configuration made, naming the keys that differ."""
   path = workdir / "config.json"
-  if path.exists():
-    theirs, ours = _flatten(json.loads(path.read_text())), _flatten(mine)
-    differing = [
-      f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
-      for name in sorted(theirs.keys() | ours.keys())
-      if theirs.get(name) != ours.get(name) and not name.startswith(_FREE_TO_CHANGE)
-    ]
-    if differing:
-      raise ValueError(
-        f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
-      )
-  if jax.process_index() != 0:
+  if not path.exists() or not any((workdir / STEPS_FOLDER).glob("[0-9]*")):
     return
+  theirs = _flatten(json.loads(path.read_text()))
+  ours = _flatten(json.loads(config.to_json_best_effort()))
+  differing = [
+    f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
+    for name in sorted(theirs.keys() | ours.keys())
+    if theirs.get(name) != ours.get(name) and not name.startswith(_FREE_TO_CHANGE)
+  ]
+  if differing:
+    raise ValueError(
+      f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
+    )
+
+
+def _describe_run(config, model: OSTrack, workdir: pathlib.Path) -> None:
+  """Write the configuration, and the description that `load` reads, into the workdir."""
   workdir.mkdir(parents=True, exist_ok=True)
-  description = description_lib.describe(
-    model,
-    tracker=dict(config.tracker),
-    source={"file": workdir.name, "sha256": None, "kind": "training"},
-    complete=True,
-  )
-  for name, content in (("config.json", mine), ("description.json", description)):
+  source = {"file": workdir.name, "sha256": None, "kind": "training"}
+  description = description_lib.describe(model, dict(config.tracker), source, complete=True)
+  configuration = json.loads(config.to_json_best_effort())
+  for name, content in (("config.json", configuration), ("description.json", description)):
     temporary = workdir / f".{name}.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(workdir / name)
+
+
+def _installed_config(argument: str) -> str:
+  """Let --config=configs/X.py name a configuration of the installed package, outside a checkout too."""
+  flag, _, name = argument.partition("=")
+  path = pathlib.PurePath(name)
+  file = path.name.partition(":")[0]
+  if (
+    flag.lstrip("-") != "config"
+    or path.parent.name != "configs"
+    or pathlib.Path(path.with_name(file)).exists()
+  ):
+    return argument
+  installed = pathlib.Path(common.__file__).parent
+  return f"{flag}={installed / path.name}" if (installed / file).exists() else argument
+
+
+def _check_keys(config) -> None:
+  """Refuse a configuration with keys that nothing reads, or without keys that something does."""
+  known, given = _flatten(common.get_config().to_dict()), _flatten(config.to_dict())
+  for name in given.keys() - known.keys():
+    similar = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {similar[0]}?" if similar else "configs/common.py lists all keys"
+    raise ValueError(f"config.{name} is not a key of the configuration; {hint}")
+  missing = sorted(known.keys() - given.keys())
+  if missing:
+    raise ValueError(
+      f"the configuration lacks {missing[0]}; start from configs.common.get_config()"
+    )
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:
@@ -266,11 +309,22 @@ def _announce(
   )
 
 
-def _track(config, model: OSTrack, data, runs: dict, workdir: pathlib.Path) -> dict:
-  [(directory, split)] = datasets.locate(config.report.dataset, data)
-  sequences = list(
-    itertools.islice(sources.iter_sequences(directory, split), config.report.sequences)
-  )
+def _report_sequences(config, data: datasets.DatasetSettings) -> list[sources.FrameSequence]:
+  """Return the sequences to track after training; those whose target is absent at first are left out."""
+  if not config.report.sequences:
+    return []
+  parts = datasets.locate(config.report.dataset, data)
+  found = itertools.chain.from_iterable(sources.iter_sequences(*part) for part in parts)
+  sequences = list(itertools.islice((s for s in found if s.visible[0]), config.report.sequences))
+  if not sequences:
+    raise ValueError(
+      f"config.report.dataset {config.report.dataset!r} has no sequence whose target is visible in its first "
+      "frame; set config.report.sequences to 0"
+    )
+  return sequences
+
+
+def _track(model: OSTrack, runs: dict, sequences: list, workdir: pathlib.Path) -> dict:
   description = json.loads((workdir / "description.json").read_text())
   trackers: dict[str, FrameTracker] = {"first box kept still": training_report.StillBox()}
   for label, variables in runs.items():
@@ -281,13 +335,24 @@ def _track(config, model: OSTrack, data, runs: dict, workdir: pathlib.Path) -> d
 def main(argv) -> None:
   """Run the command."""
   del argv
+  # What stands behind a colon is the file's argument.
+  config_file = (
+    config_flags.get_config_filename(FLAGS["config"]).partition(".py:")[0].removesuffix(".py")
+    + ".py"
+  )
+  if not pathlib.Path(config_file).exists():
+    sys.exit(f"ostrack-train: there is no configuration file {config_file}")
   if FLAGS.multi_host:
     jax.distributed.initialize()
   workdir = pathlib.Path(FLAGS.workdir).absolute()
   try:
     report = train_and_report(FLAGS.config, workdir)
-  except (ValueError, TypeError, FileNotFoundError, loop.NonFiniteLossError) as error:
+  except (ValueError, OSError, loop.NonFiniteLossError) as error:
     sys.exit(f"ostrack-train: {error}")
+  except KeyboardInterrupt:
+    sys.exit(
+      f"ostrack-train: interrupted; the same command continues from the checkpoints in {workdir}"
+    )
   if jax.process_index() == 0:
     print()
     for label, scores in report["held_out_pairs"]["results"].items():
@@ -295,11 +360,13 @@ def main(argv) -> None:
     if "tracking" in report:
       print()
       print(training_report.format_measures(report["tracking"]))
-    print(f"\nreport.json, curves.png, success.png, track.mp4 and checkpoints are in {workdir}")
+    names = ("report.json", "curves.png", "success.png", "track.mp4", "track.png", STEPS_FOLDER)
+    print(f"\nin {workdir}: {', '.join(name for name in names if (workdir / name).exists())}")
 
 
 def run() -> None:
   """Entry point of the console script."""
+  sys.argv = [_installed_config(argument) for argument in sys.argv]
   command_line.run(main, "ostrack-train", FLAGS, __doc__)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 STEPS_FOLDER = "checkpoints"
 
@@ -55,17 +56,21 @@ def restore_step_variables(workdir: str | os.PathLike, step: int | None = None) 
 
 def _restore(path: pathlib.Path, names: tuple[str, ...] | None = None) -> dict[str, Any]:
   """Read a tree, or only the named ones of its top-level entries."""
+  # The handler alone: a checkpointer around it warns of metadata that a manager's items do not have.
+  handler = ocp.PyTreeCheckpointHandler()
+  folder = epath.Path(path)
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(path).item_metadata.tree
-      wanted = tree if names is None else {name: tree[name] for name in names}
-      as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-      return checkpointer.restore(
-        path,
-        args=ocp.args.PyTreeRestore(
-          item=wanted, restore_args=as_numpy, partial_restore=names is not None
-        ),
-      )
+    tree = handler.metadata(folder).tree
+    wanted = tree if names is None else {name: tree[name] for name in names}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    return handler.restore(
+      folder,
+      args=ocp.args.PyTreeRestore(
+        item=wanted, restore_args=as_numpy, partial_restore=names is not None
+      ),
+    )
   # A damaged checkpoint surfaces as whatever the layer below met: missing files, JSON, checksums.
   except Exception as error:
     raise ValueError(f"{path} holds no complete checkpoint; write it again") from error
+  finally:
+    handler.close()

@@ -23,6 +23,8 @@ class CheckpointStore:
   def __init__(self, workdir: pathlib.Path, *, keep: int):
     self._workdir = pathlib.Path(workdir).absolute()
     self._best = _read_best(self._workdir)
+    # Kept whatever their age: the best step, and until the mark has moved on, the one before it.
+    self.kept_steps = set() if self._best is None else {self._best["step"]}
     policies = [checkpoint_managers.LatestN(keep), _KeepBest(self)]
     self._manager = ocp.CheckpointManager(
       self._workdir / checkpoint.STEPS_FOLDER,
@@ -30,11 +32,6 @@ class CheckpointStore:
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies)
       ),
     )
-
-  @property
-  def best_step(self) -> int | None:
-    """The step with the best validation IoU so far, or None."""
-    return self._best["step"] if self._best else None
 
   def latest_step(self) -> int | None:
     """Return the newest whole checkpoint's step, or None."""
@@ -47,22 +44,23 @@ class CheckpointStore:
     is_best = validation_iou is not None and (
       self._best is None or validation_iou > self._best["iou"]
     )
-    previous = self._best
     if is_best:
       self._best = {"step": step, "iou": validation_iou}
+      self.kept_steps.add(step)
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
       ),
     )
-    if is_best and self._best != previous:
+    if is_best:
       # The mark must never name a checkpoint that is not whole.
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
         temporary = self._workdir / f".{_BEST}.tmp"
         temporary.write_text(json.dumps(self._best) + "\n")
         temporary.replace(self._workdir / _BEST)
+      self.kept_steps = {step}
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict]:
     """Return the newest checkpoint's state, placed as `like` is, and its position in the data."""
@@ -90,7 +88,7 @@ class _KeepBest(checkpoint_managers.PreservationPolicy):
 
   def should_preserve(self, checkpoints, context):
     del context
-    return [saved.step == self._store.best_step for saved in checkpoints]
+    return [saved.step in self._store.kept_steps for saved in checkpoints]
 
 
 def _read_best(workdir: pathlib.Path) -> dict[str, Any] | None:

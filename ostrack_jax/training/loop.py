@@ -1,5 +1,6 @@
 """The training loop, top to bottom: resume, step, log, validate, save."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -147,8 +148,13 @@ def train(
   optimizer = make_optimizer(optimizer_settings, steps_per_epoch)
   learning_rate = learning_rate_schedule(optimizer_settings, steps_per_epoch)
   sharding.check_batch_size(mesh, settings.batch_size)
+  if settings.max_minutes and jax.process_count() > 1:
+    raise ValueError(
+      f"train.max_minutes {settings.max_minutes:g} is for one process, whose clock decides; with "
+      f"{jax.process_count()} set it to 0"
+    )
   everywhere = sharding.replicated(mesh)
-  state = jax.device_put(create_state(variables, optimizer, settings.seed), everywhere)
+  state = sharding.copy_everywhere(mesh, create_state(variables, optimizer, settings.seed))
   first_step = 0
   if store.latest_step() is not None:
     state, data_state = store.restore(state)
@@ -170,67 +176,77 @@ def train(
     settings,
     out_shardings=everywhere,
   )
-  writer = MetricWriter(writer_dir, resume_step=first_step)
+  is_first_process = jax.process_index() == 0
   last_step = settings.epochs * steps_per_epoch
   waiting = []
   seconds_trained, clock = 0.0, time.perf_counter()
   pairs_timed = 0
-  bar = tqdm.tqdm(
-    total=last_step,
-    initial=first_step,
-    unit="step",
-    desc="training",
-    disable=jax.process_index() != 0,
-  )
-  batch = sharding.put_batch(mesh, next(train_batches)) if first_step < last_step else None
-  for step in range(first_step + 1, last_step + 1):
-    epoch = (step - 1) // steps_per_epoch + 1
-    state, metrics = train_steps.at_epoch(epoch)(state, batch)
-    waiting.append(metrics)
-    end_of_epoch = step % steps_per_epoch == 0
-    out_of_time = 0 < settings.max_minutes * 60 <= seconds_trained + time.perf_counter() - clock
-    stop = step == last_step or out_of_time
-    validate = stop or (end_of_epoch and epoch % settings.validate_every_epochs == 0)
-    save = validate or (end_of_epoch and epoch % settings.save_every_epochs == 0)
-    data_state = train_batches.get_state()
-    # The next batch travels while this step runs.
-    batch = None if stop else sharding.put_batch(mesh, next(train_batches))
+  with contextlib.ExitStack() as stack:
+    writer = stack.enter_context(
+      contextlib.closing(MetricWriter(writer_dir, resume_step=first_step))
+    )
+    bar = stack.enter_context(
+      tqdm.tqdm(
+        total=last_step,
+        initial=first_step,
+        unit="step",
+        desc="training",
+        disable=not is_first_process,
+      )
+    )
+    batch = sharding.put_batch(mesh, next(train_batches)) if first_step < last_step else None
+    for step in range(first_step + 1, last_step + 1):
+      epoch = (step - 1) // steps_per_epoch + 1
+      state, metrics = train_steps.at_epoch(epoch)(state, batch)
+      waiting.append(metrics)
+      end_of_epoch = step % steps_per_epoch == 0
+      seconds = seconds_trained + time.perf_counter() - clock
+      out_of_time = step > first_step + 1 and 0 < settings.max_minutes * 60 <= seconds
+      stop = step == last_step or out_of_time
+      validate = stop or (end_of_epoch and epoch % settings.validate_every_epochs == 0)
+      save = validate or (end_of_epoch and epoch % settings.save_every_epochs == 0)
+      data_state = train_batches.get_state()
+      # The next batch travels while this step runs.
+      batch = None if stop else sharding.put_batch(mesh, next(train_batches))
 
-    if step == first_step + 1:
-      jax.block_until_ready(metrics)
-      clock, pairs_timed = time.perf_counter(), 0
-    pairs_timed += settings.batch_size
-    if step % settings.log_every_steps == 0 or save or end_of_epoch:
-      scalars = _mean_scalars(waiting, step)
-      waiting = []
-      elapsed = time.perf_counter() - clock
-      seconds_trained += elapsed
-      scalars["pairs_per_second"] = pairs_timed / max(elapsed, 1e-9)
-      scalars["learning_rate"] = float(np.asarray(learning_rate(step - 1)))
-      writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
-      bar.set_postfix_str(
-        f"loss {scalars['loss']:.3f}  IoU {scalars['iou']:.3f}  {scalars['pairs_per_second']:.0f} pairs/s"
-      )
-      bar.update(step - bar.n)
-      clock, pairs_timed = time.perf_counter(), 0
-    validated = {}
-    if validate:
-      validated = run_validation(
-        validation_steps.at_epoch(epoch), state.variables, validation_batches(), mesh
-      )
-      writer.write(step, {f"validation/{name}": value for name, value in validated.items()})
-      bar.write(f"step {step}: validation loss {validated['loss']:.3f}, IoU {validated['iou']:.3f}")
-    if save:
-      store.save(step, state, data_state, validated.get("iou"))
-      clock = time.perf_counter()
-    if stop:
-      if out_of_time and step < last_step:
-        bar.write(
-          f"stopped at step {step} of {last_step} after train.max_minutes = {settings.max_minutes:g}"
+      if step == first_step + 1:
+        # Compilation is not training: the clock starts behind it.
+        jax.block_until_ready(metrics)
+        clock = time.perf_counter()
+      else:
+        pairs_timed += settings.batch_size
+      if step % settings.log_every_steps == 0 or save or end_of_epoch:
+        scalars = _mean_scalars(waiting, step)
+        waiting = []
+        elapsed = time.perf_counter() - clock
+        seconds_trained += elapsed
+        scalars["pairs_per_second"] = pairs_timed / max(elapsed, 1e-9)
+        scalars["learning_rate"] = float(np.asarray(learning_rate(step - 1)))
+        writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+        bar.set_postfix_str(
+          f"loss {scalars['loss']:.3f}  IoU {scalars['iou']:.3f}  {scalars['pairs_per_second']:.0f} pairs/s"
         )
-      break
-  bar.close()
-  writer.close()
+        bar.update(step - bar.n)
+        clock, pairs_timed = time.perf_counter(), 0
+      validated = {}
+      if validate:
+        validated = run_validation(
+          validation_steps.at_epoch(epoch), state.variables, validation_batches(), mesh
+        )
+        writer.write(step, {f"validation/{name}": value for name, value in validated.items()})
+        if is_first_process:
+          bar.write(
+            f"step {step}: validation loss {validated['loss']:.3f}, IoU {validated['iou']:.3f}"
+          )
+      if save:
+        store.save(step, state, data_state, validated.get("iou"))
+        clock = time.perf_counter()
+      if stop:
+        if out_of_time and step < last_step and is_first_process:
+          bar.write(
+            f"stopped at step {step} of {last_step} after train.max_minutes = {settings.max_minutes:g}"
+          )
+        break
   store.wait()
   return state
 

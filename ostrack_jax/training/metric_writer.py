@@ -21,7 +21,9 @@ class MetricWriter:
     self.path = workdir / "scalars.jsonl"
     if self.path.exists():
       rows = [line for line in self.path.read_text().splitlines() if _step_of(line) <= resume_step]
-      self.path.write_text("".join(line + "\n" for line in rows))
+      temporary = self.path.with_suffix(".tmp")
+      temporary.write_text("".join(line + "\n" for line in rows))
+      temporary.replace(self.path)
     self._jsonl = self.path.open("a", buffering=1)
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=resume_step + 1

@@ -15,7 +15,7 @@ class OptimizerSettings:
     learning_rate: of the head; the backbone's is `backbone_multiplier` times it.
     weight_decay: decoupled, on every parameter, biases and norms included.
     clip_norm: largest joint L2 norm of all gradients.
-    drop_epoch: after this many epochs the rate falls to a tenth.
+    drop_epoch, drop_factor: after so many epochs the rate is multiplied by the factor, once.
     warmup_steps: linear warm-up, 0 for none (official).
   """
 

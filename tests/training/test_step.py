@@ -101,11 +101,11 @@ def _check_two_steps(expected, model, state, compiled, batch, keep, counts=None)
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.85, 0.7])
-def test_two_steps_of_fixed_shape_equal_the_official_ones(keep, golden, highest_precision):
+def test_two_steps_of_fixed_shape_equal_the_official_ones(keep, golden):
   _check_two_steps(*_golden_run(golden, keep_ratios=(keep,) * 3), keep)
 
 
-def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden, highest_precision):
+def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden):
   expected, model, state, compiled, batch = _golden_run(golden, keep_ratios=(1.0,) * 3)
   for keep in (1.0, 0.85, 0.7):
     counts = step_lib.stage_counts_array(model, keep)

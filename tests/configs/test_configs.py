@@ -1,0 +1,80 @@
+"""Configurations hold the official values and refuse what they do not know."""
+
+import importlib
+
+import pytest
+
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training.loop import LoopSettings
+from ostrack_jax.training.losses import LossWeights
+from ostrack_jax.training.optimizer import OptimizerSettings
+
+OFFICIAL = ("ostrack_256", "ostrack_384", "ostrack_256_got10k", "ostrack_384_got10k")
+
+
+def _config(name, arg=""):
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("arg", ["", "no_ce"])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_values(name, arg):
+  config = _config(name, arg)
+  large, got10k = "384" in name, "got10k" in name
+  assert (config.model.template_size, config.model.search_size) == (
+    (192, 384) if large else (128, 256)
+  )
+  assert config.model.variant == "b"
+  assert config.model.head_channels == 256
+  assert config.model.drop_path_rate == 0.1
+  assert config.model.template_tokens == "centre_point"
+  stages = ((), ()) if arg else ((3, 6, 9), (0.7, 0.7, 0.7))
+  assert (config.model.elimination_layers, config.model.keep_ratios) == stages
+  assert (config.tracker.template_factor, config.tracker.search_factor) == (
+    2.0,
+    5.0 if large else 4.0,
+  )
+  jitter = config.augmentation.search_centre_jitter, config.augmentation.search_scale_jitter
+  assert jitter == ((4.5, 0.5) if large else (3.0, 0.25))
+  assert (
+    config.augmentation.template_centre_jitter == config.augmentation.template_scale_jitter == 0
+  )
+  assert config.sampling.max_gap == 200
+  assert (config.train.epochs, config.optim.drop_epoch) == ((100, 80) if got10k else (300, 240))
+  assert (config.train.elimination_start, config.train.elimination_warmup) == (
+    20,
+    50 if got10k else 80,
+  )
+  assert (config.train.batch_size, config.train.pairs_per_epoch, config.train.seed) == (
+    128,
+    60_000,
+    42,
+  )
+  assert config.train.validate_every_epochs == 20
+  assert (config.optim.learning_rate, config.optim.backbone_multiplier) == (4e-4, 0.1)
+  assert (config.optim.weight_decay, config.optim.clip_norm) == (1e-4, 0.1)
+  assert (config.loss.focal, config.loss.giou, config.loss.l1) == (1.0, 2.0, 5.0)
+  assert len(config.data.train) == (1 if got10k else 4) == len(config.data.weights)
+
+
+@pytest.mark.parametrize("arg", ["", "scratch", "pretrain", "no_ce", "scratch_no_ce"])
+def test_tiny_kinds_build(arg):
+  config = _config("tiny", arg)
+  model = OSTrack(**config.model)
+  assert bool(model.elimination_layers) == ("no_ce" not in arg)
+  assert (config.init_from == "ostrack_tiny") == (arg in ("", "no_ce"))
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, "tiny"])
+def test_every_group_is_what_its_settings_take(name):
+  config = _config(name)
+  OSTrack(**config.model)
+  OptimizerSettings(**config.optim)
+  LossWeights(**config.loss)
+  LoopSettings(**config.train)
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, "tiny"])
+def test_unknown_argument_is_refused_in_words(name):
+  with pytest.raises(ValueError, match="config argument 'fast' is unknown"):
+    _config(name, "fast")
