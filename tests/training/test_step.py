@@ -17,7 +17,7 @@ from ostrack_jax.weights import names
 SMALL = OSTrack(
   variant="custom",
   width=32,
-  depth=3,
+  depth=2,
   num_heads=2,
   template_size=32,
   search_size=64,
@@ -100,7 +100,8 @@ def _check_two_steps(expected, model, state, compiled, batch, keep, counts=None)
         np.testing.assert_allclose(gradients[name], expected[key], atol=1e-4 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.85, 0.7])
+# 0.85 is a schedule value, which the masked path below serves.
+@pytest.mark.parametrize("keep", [1.0, 0.7])
 def test_two_steps_of_fixed_shape_equal_the_official_ones(keep, golden):
   _check_two_steps(*_golden_run(golden, keep_ratios=(keep,) * 3), keep)
 
