@@ -1,14 +1,16 @@
-"""Measure the input pipeline: training pairs a second per core, and where the time goes.
+"""Measure the input pipeline: training pairs a second per core, where the time goes, and memory.
 
-  python -m benchmarks.input_pipeline --template_size=64 --search_size=128
+  python -m benchmarks.input_pipeline --prepared=prepared/sequence_folder/mine-context256/2.0.0
+  python -m benchmarks.input_pipeline --prepared=... --num_workers=14 --device
 
-Procedural video is made below --data_dir (a temporary folder by default), unless --prepared names a
-directory that holds prepared data. Every figure is pairs a second; "per core" divides by CPU time.
+Without --prepared it makes procedural video. "Per core" divides by CPU time, that of worker processes
+included. --device also puts every batch on the accelerator; --pairs says how long each run is.
 """
 
 import dataclasses
+import multiprocessing
+import os
 import pathlib
-import resource
 import sys
 import tempfile
 import time
@@ -17,9 +19,9 @@ import cv2
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import augmentation, pipeline, sampling
+from data_pipelines import augmentation, context, jpeg, pipeline, sampling
 from data_pipelines.builders import procedural
-from data_pipelines.sources import FrameSource, decode_jpeg
+from data_pipelines.sources import FrameSource, StoredFrame
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -28,26 +30,51 @@ flags.DEFINE_string(
   "Where to keep procedural video; a temporary folder if not given.",
   flag_values=FLAGS,
 )
-flags.DEFINE_string(
-  "prepared", None, "A prepared directory to read instead of procedural video.", flag_values=FLAGS
+flags.DEFINE_list(
+  "prepared", [], "Prepared directories to read, one after another.", flag_values=FLAGS
 )
 flags.DEFINE_integer(
   "sequences", 40, "Procedural training sequences.", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_integer("template_size", 64, "Side of the template, pixels.", flag_values=FLAGS)
-flags.DEFINE_integer("search_size", 128, "Side of the search region, pixels.", flag_values=FLAGS)
+flags.DEFINE_enum(
+  "search_size",
+  "256",
+  ["128", "256", "384"],
+  "Crops: official 256 or 384, or half of 256.",
+  flag_values=FLAGS,
+)
 flags.DEFINE_integer("batch_size", 32, "Pairs a batch.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_integer("batches", 60, "Batches to time.", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_list("num_threads", ["0", "1", "2"], "Numbers of reading threads.", flag_values=FLAGS)
-flags.DEFINE_list("num_workers", ["2"], "Numbers of worker processes.", flag_values=FLAGS)
+flags.DEFINE_integer("pairs", 4000, "Pairs to time in every run.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list("num_threads", ["0", "2"], "Numbers of reading threads.", flag_values=FLAGS)
+flags.DEFINE_list("num_workers", ["1", "2"], "Numbers of worker processes.", flag_values=FLAGS)
+flags.DEFINE_integer("worker_threads", 1, "Reading threads of each worker.", flag_values=FLAGS)
+flags.DEFINE_bool(
+  "device", False, "Put every batch on the accelerator, as training does.", flag_values=FLAGS
+)
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
-  """Pairs a second of wall time, and per second of this process's CPU time (None: not ours)."""
+class Run:
+  """Pairs a second of wall time and of CPU time; MiB of this process at the start and the end of the
+  run, and of the largest worker."""
 
   wall: float
-  core: float | None
+  core: float
+  own_mib: tuple[float, float]
+  worker_mib: float
+
+
+def _cpu_seconds(pid: int) -> float:
+  fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+  return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _resident_mib(pid: int) -> float:
+  pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+  return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 def measure_pipeline(
@@ -58,11 +85,9 @@ def measure_pipeline(
   batches: int,
   num_threads: int,
   num_workers: int,
-) -> Rate:
-  """Time whole batches; the first, which starts threads and workers, is left out.
-
-  Batches that were read ahead before the clock started are drained first.
-  """
+  to_device: bool,
+) -> Run:
+  """Time whole batches; what was read ahead before the clock starts is drained first."""
   read_ahead = 2
   iterator = pipeline.train_pipeline(
     [(source, 1.0)],
@@ -73,15 +98,37 @@ def measure_pipeline(
     num_workers=num_workers,
     read_ahead=read_ahead,
   )
-  for _ in range(1 + read_ahead * max(num_workers, 1)):
-    next(iterator)
-  wall, core = time.perf_counter(), time.process_time()
+  use = _putter() if to_device else lambda batch: None
+  for _ in range(1 + 2 * read_ahead * max(num_workers, 1)):
+    use(next(iterator))
+  pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+  own = _resident_mib(os.getpid())
+  wall, core = time.perf_counter(), sum(map(_cpu_seconds, pids))
   for _ in range(batches):
-    next(iterator)
-  wall, core = time.perf_counter() - wall, time.process_time() - core
+    use(next(iterator))
+  wall, core = time.perf_counter() - wall, sum(map(_cpu_seconds, pids)) - core
+  memory = (own, _resident_mib(os.getpid()))
+  workers = max(map(_resident_mib, pids[1:]), default=0.0)
   iterator.close()
   pairs = batches * batch_size
-  return Rate(pairs / wall, None if num_workers else pairs / core)
+  return Run(pairs / wall, pairs / core, memory, workers)
+
+
+def _putter():
+  """Return a function that puts a batch on the devices and waits for the one before."""
+  import jax
+
+  from ostrack_jax import sharding
+
+  mesh = sharding.make_mesh()
+  before = []
+
+  def put(batch):
+    before.append(sharding.put_batch(mesh, batch))
+    if len(before) > 2:
+      jax.block_until_ready(before.pop(0))
+
+  return put
 
 
 def measure_parts(
@@ -98,21 +145,30 @@ def measure_parts(
     spent[part] += time.process_time() - start
     return result
 
-  source.frame(0)
+  def stored(position, image) -> StoredFrame:
+    record = source.index.records[position]
+    return StoredFrame(
+      image,
+      tuple(source.index.regions_xyxy[record].tolist()),
+      tuple(source.index.frames_wh[record].tolist()),
+    )
+
+  source.stored_frame(int(np.flatnonzero(source.index.records >= 0)[0]))
   for _ in range(pairs):
-    _, template, search = timed("sample", sampler.draw, rng)
-    records = (template, search)
-    jpegs = timed("read", lambda r: [source.jpeg(i) for i in r], records)
-    frames = timed("decode", lambda j: [decode_jpeg(data) for data in j], jpegs)
-    boxes_xywh = source.index.boxes_xywh
+    draw = timed("sample", sampler.draw, rng)
+    positions = (draw.template, draw.search)
+    files = timed("read", lambda p: [source.jpeg(i) for i in p], positions)
+    images = timed("decode", lambda f: [jpeg.decode(data) for data in f], files)
+    frames = [stored(p, image) for p, image in zip(positions, images)]
+    boxes = [source.index.boxes_xywh[p] for p in positions]
     timed(
       "augment",
       augmentation.make_pair,
       rng,
       frames[0],
-      boxes_xywh[template],
+      boxes[0],
       frames[1],
-      boxes_xywh[search],
+      boxes[1],
       settings.augmentation,
     )
   return {part: 1e3 * seconds / pairs for part, seconds in spent.items()}
@@ -120,25 +176,43 @@ def measure_parts(
 
 def report(source: FrameSource, settings: pipeline.PipelineSettings) -> None:
   """Print all figures for a source."""
-  height, width = source.frame(0).shape[:2]
-  print(f"{source!r}: {len(source)} frames, the first {width}x{height}")
-  parts = measure_parts(source, settings, max(FLAGS.batches * FLAGS.batch_size // 4, 1))
-  print("CPU ms a pair: " + ", ".join(f"{part} {ms:.3f}" for part, ms in parts.items()))
+  stored = source.stored_frame(int(np.flatnonzero(source.index.records >= 0)[0]))
+  height, width = stored.image.shape[:2]
+  print(
+    f"{source!r}: {len(source)} frames, the first {stored.frame_wh[0]}x{stored.frame_wh[1]} stored as {width}x{height}"
+  )
+  parts = measure_parts(source, settings, min(FLAGS.pairs, 1000))
+  whole = sum(parts.values())
+  print(
+    f"CPU ms a pair: {', '.join(f'{part} {ms:.3f}' for part, ms in parts.items())}; together {whole:.3f}; "
+    f"decoding alone allows {1e3 / parts['decode']:.0f} pairs/s a core"
+  )
   runs = [(int(threads), 0) for threads in FLAGS.num_threads]
-  runs += [(1, int(workers)) for workers in FLAGS.num_workers if int(workers)]
+  runs += [(FLAGS.worker_threads, int(workers)) for workers in FLAGS.num_workers if int(workers)]
   for num_threads, num_workers in runs:
-    rate = measure_pipeline(
+    run = measure_pipeline(
       source,
       settings,
       batch_size=FLAGS.batch_size,
-      batches=FLAGS.batches,
+      batches=max(FLAGS.pairs // FLAGS.batch_size, 1),
       num_threads=num_threads,
       num_workers=num_workers,
+      to_device=FLAGS.device,
     )
-    per_core = "" if rate.core is None else f", {rate.core:.0f} per core"
-    print(f"{num_threads} threads, {num_workers} workers: {rate.wall:.0f} pairs/s{per_core}")
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  print(f"peak resident memory of this process: {peak:.0f} MiB")
+    print(
+      f"{num_workers} workers, {num_threads} threads: {run.wall:.0f} pairs/s, {run.core:.0f} per core; "
+      f"resident MiB: own {run.own_mib[0]:.0f} to {run.own_mib[1]:.0f}"
+      + (f", largest worker {run.worker_mib:.0f}" if num_workers else "")
+    )
+
+
+def _settings() -> pipeline.PipelineSettings:
+  size = int(FLAGS.search_size)
+  if size == 128:
+    crops = augmentation.AugmentationSettings(template_size=64, search_size=128)
+  else:
+    crops = context.PRESETS[size].augmentation()
+  return pipeline.PipelineSettings(augmentation=crops)
 
 
 def main(argv: list[str]) -> None:
@@ -146,13 +220,10 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f"benchmarks.input_pipeline: unexpected arguments {argv[1:]}; all settings are flags")
   cv2.setNumThreads(1)
-  settings = pipeline.PipelineSettings(
-    augmentation=augmentation.AugmentationSettings(
-      template_size=FLAGS.template_size, search_size=FLAGS.search_size
-    )
-  )
+  settings = _settings()
+  for directory in FLAGS.prepared:
+    report(FrameSource(directory), settings)
   if FLAGS.prepared:
-    report(FrameSource(FLAGS.prepared), settings)
     return
   made = procedural.ProceduralSettings(train_sequences=FLAGS.sequences, test_sequences=1)
   with tempfile.TemporaryDirectory() as temporary:

@@ -33,10 +33,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.tracker.template_factor = 2.0
   config.tracker.search_factor = 4.0
 
-  # Prepared data sets under data_dir, drawn with these weights, then a sequence uniformly. The names
+  # Prepared data sets under data_dir ("": the variable OSTRACK_DATA_DIR, else the folder prepared), drawn
+  # with these weights, then a sequence uniformly. `python -m data_pipelines.prepare` makes them; the names
   # procedural, procedural_test and folder are prepared on first use; folder stands for folder_roots.
   config.data = ml_collections.ConfigDict()
-  config.data.data_dir = "prepared"
+  config.data.data_dir = ""
   config.data.train = ("lasot_train", "got10k_vottrain", "coco2017_train", "trackingnet_train")
   config.data.weights = (1.0, 1.0, 1.0, 1.0)
   config.data.validation = "got10k_votval"
@@ -44,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
   # jitter, as in training; or previous_box, where a tracker that lost nothing would look.
   config.data.validation_search_centre = "jitter"
   config.data.folder_roots = ()
+  # A record that cannot be read stops training with its name, or is skipped and counted: stop or skip.
+  config.data.on_bad_record = "stop"
   config.data.num_workers = 0
   config.data.num_threads = 16
 
@@ -70,6 +73,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.augmentation.joint_flip_probability = 0.5
   config.augmentation.separate_flip_probability = 0.5
   config.augmentation.brightness = 0.2
+  # The official second flip, which mirrors template and search region against each other in half the pairs.
+  config.augmentation.independent_flip = True
+  # The official label centre, (size - 1) / 2, half a crop pixel beside the one that tracking uses.
+  config.augmentation.half_pixel_labels = True
+  # A crop of context records that lacks a larger share of what its frame shows there is drawn anew.
+  config.augmentation.max_missing_share = 0.05
 
   config.optim = ml_collections.ConfigDict()
   config.optim.learning_rate = 4e-4

@@ -1,10 +1,15 @@
-"""From two frames with boxes to a template and a search region: jitter, crop, flips, brightness."""
+"""From two frames with boxes to a template and a search region: jitter, crop, and what is decided by
+chance. Grey, flips and brightness are only decided here, and their effect on the boxes computed; the
+device applies them to the crops (ostrack_jax/training/augmentation.py)."""
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
 
+from data_pipelines import stored_crop
+from data_pipelines.sources import StoredFrame
 from ostrack_jax import crop
 
 # The backbone's patch side, at which the official code looks for something besides padding.
@@ -15,10 +20,19 @@ _STRIDE = 16
 class AugmentationSettings:
   """Crop sizes in pixels, factors over sqrt(w * h), and how strongly to vary; defaults: OSTrack-256.
 
-  Jitter: `*_scale_jitter` is the deviation of the log of width and height, `*_centre_jitter` the
-  width of the uniform shift over sqrt(w * h). `brightness` is the largest relative change.
-  search_centre_from: "jitter", or "previous_box" to cut the search region at the box given as the
-  previous one, unjittered, as a tracker that lost nothing would.
+  Attributes:
+    template_scale_jitter, search_scale_jitter: deviation of the log of width and height.
+    template_centre_jitter, search_centre_jitter: width of the uniform shift over sqrt(w * h).
+    grey_probability, joint_flip_probability: of both crops together.
+    separate_flip_probability: of a second flip, of each crop by itself.
+    independent_flip: whether there is that second flip, as in the official code, which so mirrors
+      template and search against each other in half of the pairs.
+    brightness: the largest relative change.
+    half_pixel_labels: the official geometry, on which the released weights rest: the label's centre is
+      half a pixel of the crop off, and a jointly flipped crop one pixel of the frame. False: neither.
+    max_missing_share: a crop of context records that lacks more of its frame is drawn anew.
+    search_centre_from: "jitter", or "previous_box" to cut the search region at the box given as the
+      previous one, unjittered, as a tracker that lost nothing would.
   """
 
   template_size: int = 128
@@ -32,7 +46,10 @@ class AugmentationSettings:
   grey_probability: float = 0.05
   joint_flip_probability: float = 0.5
   separate_flip_probability: float = 0.5
+  independent_flip: bool = True
   brightness: float = 0.2
+  half_pixel_labels: bool = True
+  max_missing_share: float = 0.05
   search_centre_from: str = "jitter"
 
   def __post_init__(self):
@@ -45,6 +62,15 @@ class AugmentationSettings:
         raise ValueError(
           f"{name} {getattr(self, name)}: it must be a positive multiple of {_STRIDE}"
         )
+    shares = (
+      "grey_probability",
+      "joint_flip_probability",
+      "separate_flip_probability",
+      "max_missing_share",
+    )
+    for name in shares:
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name} {getattr(self, name)}: it must lie between 0 and 1")
 
   def for_validation(self) -> "AugmentationSettings":
     """Return the settings without separate flip and brightness, as the official validation has it."""
@@ -62,16 +88,72 @@ def jitter_box(
   Returns:
     [4] float64 pixels.
   """
-  box = np.asarray(box_xywh, np.float64)
-  size = box[2:] * np.exp(scale_jitter * rng.standard_normal(2))
-  shift = (rng.random(2) - 0.5) * centre_jitter * np.sqrt(size.prod())
-  return np.concatenate([box[:2] + 0.5 * box[2:] + shift - 0.5 * size, size])
+  x, y, w, h = np.asarray(box_xywh, np.float64).tolist()
+  # Plain numbers: arrays of two cost ten times as much.
+  normal_w, normal_h = rng.standard_normal(2).tolist()
+  uniform_x, uniform_y = rng.random(2).tolist()
+  width, height = w * math.exp(scale_jitter * normal_w), h * math.exp(scale_jitter * normal_h)
+  reach = centre_jitter * math.sqrt(width * height)
+  return np.array(
+    [
+      x + 0.5 * w + (uniform_x - 0.5) * reach - 0.5 * width,
+      y + 0.5 * h + (uniform_y - 0.5) * reach - 0.5 * height,
+      width,
+      height,
+    ]
+  )
 
 
-def flip_box(box_xywh: np.ndarray, width: int) -> np.ndarray:
-  """Mirror a box [4] px with its frame; x' = (width - 1) - x - w, one pixel off, as released."""
-  x, y, w, h = np.asarray(box_xywh, np.float64)
-  return np.array([width - 1 - x - w, y, w, h])
+def box_to_cut_around(
+  around_xywh: np.ndarray, factor: float, frame_width: int, is_joint_flip: bool, half_pixel: bool
+) -> np.ndarray:
+  """Return the box [4] px around which to cut the crop that the device mirrors.
+
+  The official code mirrors the frame before cutting, and boxes with x' = (width - 1) - x - w, one
+  pixel off; it then rounds the corner of the crop. Here the crop's corner is where it falls there,
+  so that the mirrored crop shows the very same pixels; only the black line at the frame's border (see
+  CropWindow.padding) comes to lie at the frame's other side.
+  """
+  if not (is_joint_flip and half_pixel):
+    return around_xywh
+  x, y, w, h = around_xywh
+  mirrored = crop.crop_window((frame_width - 1 - x - w, y, w, h), factor)
+  x1 = frame_width - mirrored.x1 - mirrored.side
+  return np.array([x1 + 0.5 * mirrored.side - 0.5 * w, y, w, h])
+
+
+def label(
+  box_xywh: np.ndarray,
+  around_xywh: np.ndarray,
+  resize_factor: float,
+  output_size: int,
+  *,
+  is_joint_flip: bool,
+  is_own_flip: bool,
+  half_pixel: bool,
+) -> np.ndarray:
+  """Return the box in the crop as the network sees it, after the flips.
+
+  Args:
+    box_xywh, around_xywh: [4] pixels of the unflipped frame, of the target and what is cut around.
+    resize_factor: crop pixels per frame pixel.
+    is_joint_flip: the official first flip, of the frame: a distance from the crop's centre changes
+      its sign, and with half_pixel the centre stays at (size - 1) / 2.
+    is_own_flip: the official second flip, of the crop: x' = 1 - x - w.
+    half_pixel: whether the centre is at (size - 1) / 2 or at size / 2.
+
+  Returns:
+    [4] float32 xywh normalised to the crop. Follows OSTrack, lib/train/data/processing.py and
+    transforms.py.
+  """
+  x, y, w, h = crop.box_in_crop(
+    box_xywh, around_xywh, resize_factor, output_size, half_pixel
+  ).tolist()
+  if is_joint_flip:
+    x = (1 - half_pixel / output_size) - x - w
+  if is_own_flip:
+    x = 1 - x - w
+  return np.array([x, y, w, h], np.float32)
 
 
 def shows_frame(window: crop.CropWindow, height: int, width: int, output_size: int) -> bool:
@@ -82,6 +164,8 @@ def shows_frame(window: crop.CropWindow, height: int, width: int, output_size: i
   """
   left, top, right, bottom = window.padding(height, width)
   for before, after in ((top, bottom), (left, right)):
+    if before == after == 0:
+      continue
     padded = np.ones((1, window.side))
     padded[:, before : max(window.side - after, 0)] = 0
     if (cv2.resize(padded, (output_size, 1))[0, ::_STRIDE] > 0).all():
@@ -89,82 +173,75 @@ def shows_frame(window: crop.CropWindow, height: int, width: int, output_size: i
   return True
 
 
-def _cut(rng, frame, box_xywh, around_xywh, factor, size, settings: AugmentationSettings):
-  window = crop.crop_window(around_xywh, factor)
-  if not shows_frame(window, frame.shape[0], frame.shape[1], size):
-    return None
-  image, resize_factor = crop.crop_square(frame, around_xywh, factor, size)
-  box = crop.box_in_crop(box_xywh, around_xywh, resize_factor, size)
-  low = max(0.0, 1.0 - settings.brightness)
-  brightness = np.asarray(rng.uniform(low, 1.0 + settings.brightness), np.float32)
-  if rng.random() < settings.separate_flip_probability:
-    image = image[:, ::-1]
-    box[0] = 1 - box[0] - box[2]
-  return np.ascontiguousarray(image), brightness, box.astype(np.float32)
-
-
 def make_pair(
   rng: np.random.Generator,
-  template_frame: np.ndarray,
+  template: StoredFrame,
   template_box_xywh: np.ndarray,
-  search_frame: np.ndarray,
+  search: StoredFrame,
   search_box_xywh: np.ndarray,
   settings: AugmentationSettings,
   previous_box_xywh: np.ndarray | None = None,
-) -> dict[str, np.ndarray] | None:
-  """Turn two frames into one training example, in the official order of operations.
+) -> dict[str, np.ndarray | np.generic] | None:
+  """Turn two frames into one training example.
+
+  The joint flip, in the official code the first thing, comes behind the crop and so leaves the jitter
+  unmirrored, which has the same distribution.
 
   Args:
     rng: consumed.
-    template_frame, search_frame: [H, W, 3] uint8 RGB.
-    template_box_xywh, search_box_xywh: [4] pixels of their frames.
+    template, search: what is stored of the two frames.
+    template_box_xywh, search_box_xywh: [4] pixels of their full frames.
     previous_box_xywh: [4], needed when settings.search_centre_from is "previous_box".
 
   Returns:
-    template, search: uint8 [Z, Z, 3] and [S, S, 3]; template_brightness, search_brightness: float32
-    factors that are still to be applied; template_box_xywh, search_box_xywh: float32 [4] normalised
-    to the crop. None where the official code rejects the sample: a crop that shows only padding.
-    Follows OSTrack, lib/train/data/processing.py; both boxes keep its half-pixel conventions.
+    template, search: uint8 [Z, Z, 3] and [S, S, 3], neither grey nor flipped nor brightened yet;
+    grey: bool, for both; and for each crop, its name in front, _flip: bool, _brightness: float32
+    factor, _box_xywh: float32 [4], normalised to the crop as it is after the flips. None where the
+    official code rejects the sample, a crop that shows only padding, and where a crop lacks more than
+    settings.max_missing_share.
+
+  Raises:
+    ValueError: a box that cannot be cropped around, or no previous_box_xywh where it is needed.
   """
-  frames = [template_frame, search_frame]
-  boxes = [template_box_xywh, search_box_xywh]
   previous = settings.search_centre_from == "previous_box"
-  if previous:
-    if previous_box_xywh is None:
-      raise ValueError("search_centre_from is 'previous_box': pass previous_box_xywh")
-    boxes.append(previous_box_xywh)
-  if rng.random() < settings.grey_probability:
-    frames = [cv2.cvtColor(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for f in frames]
-  if rng.random() < settings.joint_flip_probability:
-    widths = [template_frame.shape[1], *[search_frame.shape[1]] * (len(boxes) - 1)]
-    boxes = [flip_box(box, width) for box, width in zip(boxes, widths)]
-    # A view: the crop copies only what it needs of the mirrored frame.
-    frames = [frame[:, ::-1] for frame in frames]
-  template_around = jitter_box(
-    rng, boxes[0], settings.template_centre_jitter, settings.template_scale_jitter
-  )
-  if previous:
-    search_around = boxes[2]
-  else:
-    search_around = jitter_box(
-      rng, boxes[1], settings.search_centre_jitter, settings.search_scale_jitter
+  if previous and previous_box_xywh is None:
+    raise ValueError("search_centre_from is 'previous_box': pass previous_box_xywh")
+  own_flip_probability = settings.separate_flip_probability if settings.independent_flip else 0.0
+  darkest = max(0.0, 1.0 - settings.brightness)
+  brightness_range = 1.0 + settings.brightness - darkest
+  is_grey, is_joint_flip = (
+    rng.random(2) < (settings.grey_probability, settings.joint_flip_probability)
+  ).tolist()
+  pair: dict[str, np.ndarray | np.generic] = {"grey": np.bool_(is_grey)}
+  for name, stored, box_xywh in (
+    ("template", template, template_box_xywh),
+    ("search", search, search_box_xywh),
+  ):
+    factor, size = getattr(settings, f"{name}_factor"), getattr(settings, f"{name}_size")
+    if previous and name == "search":
+      around = np.asarray(previous_box_xywh, np.float64)
+    else:
+      jitters = (getattr(settings, f"{name}_{what}_jitter") for what in ("centre", "scale"))
+      around = jitter_box(rng, box_xywh, *jitters)
+    width, height = stored.frame_wh
+    cut_box = box_to_cut_around(around, factor, width, is_joint_flip, settings.half_pixel_labels)
+    if not shows_frame(crop.crop_window(cut_box, factor), height, width, size):
+      return None
+    image, resize_factor, missing = stored_crop.cut(stored, cut_box, factor, size)
+    if missing > settings.max_missing_share:
+      return None
+    brighter, own = rng.random(2).tolist()
+    is_own_flip = own < own_flip_probability
+    pair[name] = image
+    pair[f"{name}_flip"] = np.bool_(is_joint_flip != is_own_flip)
+    pair[f"{name}_brightness"] = np.float32(darkest + brightness_range * brighter)
+    pair[f"{name}_box_xywh"] = label(
+      box_xywh,
+      around,
+      resize_factor,
+      size,
+      is_joint_flip=is_joint_flip,
+      is_own_flip=is_own_flip,
+      half_pixel=settings.half_pixel_labels,
     )
-  template = _cut(
-    rng,
-    frames[0],
-    boxes[0],
-    template_around,
-    settings.template_factor,
-    settings.template_size,
-    settings,
-  )
-  search = _cut(
-    rng, frames[1], boxes[1], search_around, settings.search_factor, settings.search_size, settings
-  )
-  if template is None or search is None:
-    return None
-  return {
-    f"{name}{part}": value
-    for name, values in (("template", template), ("search", search))
-    for part, value in zip(("", "_brightness", "_box_xywh"), values)
-  }
+  return pair

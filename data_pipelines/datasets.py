@@ -1,4 +1,4 @@
-"""Data sets by name, as configurations list them: prepared on first use where that can be done."""
+"""Data sets by name, as configurations and commands list them."""
 
 import dataclasses
 import hashlib
@@ -6,10 +6,55 @@ import os
 import pathlib
 import re
 
-from data_pipelines import sources
+from absl import logging
+
+from data_pipelines import context, preparation, sources, splits
+from data_pipelines.augmentation import AugmentationSettings
+from data_pipelines.builders import frame_records
+from data_pipelines.builders.coco import Coco2017
+from data_pipelines.builders.detection_folder import DetectionFolder
+from data_pipelines.builders.got10k import Got10k
+from data_pipelines.builders.lasot import Lasot
+from data_pipelines.builders.masks import MaskSequences
 from data_pipelines.builders.procedural import ProceduralSettings, prepare_procedural
-from data_pipelines.builders.sequence_folder import prepare_sequence_folder
+from data_pipelines.builders.sequence_folder import SequenceFolder, prepare_sequence_folder
+from data_pipelines.builders.trackingnet import TrackingNet
 from data_pipelines.procedural_video import ProceduralVideoSettings
+
+# Says where prepared data lies if nothing else does.
+DATA_DIR_VARIABLE = "OSTRACK_DATA_DIR"
+
+# What --dataset takes. `vot`, `otb` and `folder` are one layout: frames and a text file of boxes.
+DATASETS: dict[str, type[frame_records.FrameRecordBuilder]] = {
+  "lasot": Lasot,
+  "got10k": Got10k,
+  "trackingnet": TrackingNet,
+  "coco2017": Coco2017,
+  "folder": SequenceFolder,
+  "vot": SequenceFolder,
+  "masks": MaskSequences,
+  "detection": DetectionFolder,
+}
+# Data of the user's own, which gets a name.
+OWN = ("folder", "vot", "masks", "detection")
+
+# What configurations list: the builder, the split as stored, and the part of it that takes part.
+NAMES: dict[str, tuple[str, str, str | None]] = {
+  "lasot_train": ("lasot", "train", None),
+  "trackingnet_train": ("trackingnet", "train", None),
+  "coco2017_train": ("coco2017", "train", None),
+  "coco2017_val": ("coco2017", "validation", None),
+  "got10k_val": ("got10k", "val", None),
+  **{
+    f"got10k_{part}": ("got10k", "train", part)
+    for part in ("train_full", "vottrain", "votval", "vottrain_by_name", "votval_by_name")
+  },
+}
+
+
+def data_dir(given: str | os.PathLike[str] = "") -> pathlib.Path:
+  """Return the root of all prepared data: what is given, else OSTRACK_DATA_DIR, else `prepared`."""
+  return pathlib.Path(given or os.environ.get(DATA_DIR_VARIABLE) or "prepared")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +74,15 @@ class DatasetSettings:
   num_workers: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Located:
+  """A prepared directory, a split of it, and the sequences that take part (None: all)."""
+
+  directory: pathlib.Path
+  split: str
+  sequences: tuple[str, ...] | None = None
+
+
 def procedural_settings(
   *, train_sequences: int, test_sequences: int, seed: int, **video
 ) -> ProceduralSettings:
@@ -41,37 +95,90 @@ def procedural_settings(
   )
 
 
-def locate(name: str, settings: DatasetSettings) -> list[tuple[pathlib.Path, str]]:
-  """Return the prepared directories and splits that a name stands for, preparing them if needed.
+def locate(
+  name: str, settings: DatasetSettings, augmentation: AugmentationSettings | None = None
+) -> list[Located]:
+  """Return the prepared directories that a name stands for; procedural video and folders are prepared.
+
+  Of a data set that is stored in several ways, the smallest that holds what `augmentation` draws.
 
   Args:
-    name: `procedural`, `procedural_test`, `folder`, or a directory below `data_dir`.
+    name: one of NAMES, `procedural`, `procedural_test`, `folder`, the name that data of one's own got
+      when it was prepared (with `:validation` behind it for another split than train), or a
+      directory below `data_dir`.
+    augmentation: the crops to be taken; None wants whole frames.
 
   Raises:
     FileNotFoundError: no such data set, with what to do about it.
-    ValueError: `folder` without folder_roots, or a root that cannot be read.
+    ValueError: `folder` without folder_roots, a root that cannot be read, or context crops too small.
   """
   if name in ("procedural", "procedural_test"):
     directory = prepare_procedural(
       settings.data_dir, settings.procedural, num_workers=settings.num_workers
     )
-    return [(directory, "test" if name.endswith("_test") else "train")]
+    return [Located(directory, "test" if name.endswith("_test") else "train")]
   if name == "folder":
     if not settings.folder_roots:
       raise ValueError(
         "data set 'folder' needs the folders of sequences; set config.data.folder_roots"
       )
     return [
-      (prepare_sequence_folder(root, settings.data_dir, _folder_name(root)), "train")
+      Located(prepare_sequence_folder(root, settings.data_dir, _folder_name(root)), "train")
       for root in settings.folder_roots
     ]
-  directory = pathlib.Path(settings.data_dir) / name
-  if not (directory / sources.MANIFEST).is_file():
+  root = pathlib.Path(settings.data_dir)
+  if (root / name / sources.MANIFEST).is_file():
+    return [_fitting([root / name], "train", None, name, augmentation)]
+  if name in NAMES:
+    dataset, split, part = NAMES[name]
+    found = _stored(root, DATASETS[dataset], "")
+    if not found:
+      raise FileNotFoundError(
+        f"data set {name!r} is not prepared in {root}: run `python -m data_pipelines.prepare "
+        f"--dataset={dataset} --raw_dir=DIR --data_dir={root}`, or name another config.data.data_dir"
+      )
+    sequences = None if part is None else splits.subset(dataset, part)
+    return [_fitting(found, split, sequences, name, augmentation)]
+  own, _, split = name.partition(":")
+  found = [path for dataset in OWN for path in _stored(root, DATASETS[dataset], own)]
+  if not found:
     raise FileNotFoundError(
-      f"data set {name!r} is not prepared: {directory} holds no {sources.MANIFEST}. Prepare it there, set "
-      "config.data.data_dir, or train on 'procedural' or 'folder' data"
+      f"data set {name!r} is not prepared in {root}; known names are {', '.join(NAMES)}, procedural, "
+      "procedural_test, folder, and those given to `python -m data_pipelines.prepare --name=...`"
     )
-  return [(directory, "train")]
+  return [_fitting(sorted(set(found)), split or "train", None, name, augmentation)]
+
+
+def _stored(root: pathlib.Path, builder_class, name: str) -> list[pathlib.Path]:
+  """Return the prepared directories of a data set, the smallest way of storing first."""
+  ways = [*(context.PRESETS[size] for size in sorted(context.PRESETS)), None]
+  version = str(builder_class.VERSION)
+  folders = [
+    root / builder_class.name / preparation.config_name(name, way) / version for way in ways
+  ]
+  return [folder for folder in folders if (folder / sources.MANIFEST).is_file()]
+
+
+def _fitting(directories, split: str, sequences, name: str, augmentation) -> Located:
+  reasons = []
+  for directory in directories:
+    manifest = sources.read_manifest(directory)
+    if split not in manifest["splits"]:
+      reasons.append(f"{directory} has no split {split}, only {', '.join(manifest['splits'])}")
+      continue
+    storage = manifest["storage"]
+    if storage is None:
+      return Located(directory, split, sequences)
+    if augmentation is None:
+      reasons.append(f"{directory} holds context crops, not whole frames")
+      continue
+    lacking = context.ContextSettings(**storage).shortcomings(augmentation)
+    if not lacking:
+      return Located(directory, split, sequences)
+    reasons.append(f"{directory} holds context crops for less ({', '.join(lacking)})")
+  raise ValueError(
+    f"data set {name!r} cannot serve: {'; '.join(reasons)}. Prepare it with --context=384 or --full_frames"
+  )
 
 
 def _folder_name(root: str) -> str:
@@ -82,7 +189,7 @@ def _folder_name(root: str) -> str:
 
 
 def open_mixture(
-  names, weights, settings: DatasetSettings
+  names, weights, settings: DatasetSettings, augmentation: AugmentationSettings
 ) -> list[tuple[sources.FrameSource, float]]:
   """Open data sets with their weights; a name that stands for several shares its weight among them.
 
@@ -95,8 +202,16 @@ def open_mixture(
     )
   mixture = []
   for name, weight in zip(names, weights, strict=True):
-    parts = locate(name, settings)
-    mixture += [
-      (sources.FrameSource(directory, split), weight / len(parts)) for directory, split in parts
-    ]
+    parts = locate(name, settings, augmentation)
+    for part in parts:
+      source = sources.FrameSource(part.directory, part.split, part.sequences)
+      if part.sequences is not None and len(source.selected) < len(part.sequences):
+        logging.warning(
+          "data set %s: %d of its %d sequences are stored in %s; the others were missing when it was prepared",
+          name,
+          len(source.selected),
+          len(part.sequences),
+          part.directory,
+        )
+      mixture.append((source, weight / len(parts)))
   return mixture

@@ -1,6 +1,8 @@
 """Which two frames make a training pair."""
 
+import bisect
 import dataclasses
+import typing
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +23,22 @@ class SamplingSettings:
   def __post_init__(self):
     if self.max_gap < 2:
       raise ValueError(f"max_gap {self.max_gap}: it must be at least 2, since the end is exclusive")
+    if self.gap_step < 1:
+      raise ValueError(f"gap_step {self.gap_step}: it must be at least 1, for the gap to widen")
+    if self.min_visible_over < 1:
+      raise ValueError(
+        f"min_visible_over {self.min_visible_over}: it must be at least 1, since a pair needs two "
+        "visible frames"
+      )
+
+
+class PairDraw(typing.NamedTuple):
+  """Two frames of one sequence, by their positions in the source's index."""
+
+  source: FrameSource
+  sequence: int
+  template: int
+  search: int
 
 
 def sample_pair(
@@ -47,38 +65,53 @@ def sample_pair(
   """
   if not is_video:
     return 0, 0
-  (frames,) = np.nonzero(visible)
+  (frames,) = visible.nonzero()
   if len(frames) < 2:
     raise ValueError(f"{len(frames)} of {len(visible)} frames are visible: a pair needs two")
-  early = frames[frames < len(visible) - 1]
+  # The last visible frame may be drawn as template, in vain, unless it is the very last frame.
+  early = len(frames) - int(frames[-1] == len(visible) - 1)
   reach = max_gap
-  while True:
-    template = int(early[rng.integers(len(early))])
-    first = np.searchsorted(frames, template + 1)
-    last = np.searchsorted(frames, template + reach)
+  while reach < len(visible):
+    template = int(frames[rng.integers(early)])
+    first, last = frames.searchsorted((template + 1, template + reach))
     if last > first:
       return template, int(frames[rng.integers(first, last)])
     reach += gap_step
+  # Everything is in reach. Redrawing until the template has a successor gives each frame but the last
+  # visible one the same chance; so does this, at once.
+  number = int(rng.integers(len(frames) - 1))
+  return int(frames[number]), int(frames[rng.integers(number + 1, len(frames))])
 
 
 def eligible_sequences(source: FrameSource, settings: SamplingSettings) -> np.ndarray:
-  """Return the numbers of the sequences that take part, int [m].
+  """Return the numbers of the sequences that take part, int [m], out of `source.selected`.
+
+  Videos: those long enough, with enough visible frames. Still images: every target with a box that can
+  be cropped around, finite and of positive size; the official 50 px rule is not enforced there either.
 
   Raises:
     ValueError: none does.
   """
-  starts = source.index.starts
-  if not source.is_video:
-    return np.arange(len(starts) - 1)
-  totals = np.concatenate([[0], np.cumsum(source.index.visible)])
-  visible = totals[starts[1:]] - totals[starts[:-1]]
-  fits = (visible > settings.min_visible_over) & (np.diff(starts) >= settings.min_length)
-  if not fits.any():
-    raise ValueError(
-      f"{source!r}: none of its {len(fits)} sequences has {settings.min_length} frames and more than "
-      f"{settings.min_visible_over} visible ones; lower min_length or min_visible_over"
+  index, selected = source.index, source.selected
+  # Plain views: a slice of a memory map costs several times as much.
+  starts, boxes_xywh = np.asarray(index.starts), np.asarray(index.boxes_xywh)
+  lengths = starts[selected + 1] - starts[selected]
+  if source.is_video:
+    visible = np.asarray(index.visible)
+    counts = [np.count_nonzero(visible[starts[i] : starts[i + 1]]) for i in selected]
+    fits = (np.array(counts, int) > settings.min_visible_over) & (lengths >= settings.min_length)
+    needed = (
+      f"{settings.min_length} frames and more than {settings.min_visible_over} visible ones; lower "
+      "min_length or min_visible_over"
     )
-  return np.flatnonzero(fits)
+  else:
+    fits = lengths > 0
+    boxes = boxes_xywh[starts[selected[fits]]]
+    fits[fits] = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    needed = "a box of finite numbers and positive width and height"
+  if not fits.any():
+    raise ValueError(f"{source!r}: none of its {len(fits)} sequences has {needed}")
+  return selected[fits]
 
 
 class PairSampler:
@@ -89,33 +122,40 @@ class PairSampler:
     sources: Sequence[tuple[FrameSource, float]],
     settings: SamplingSettings | None = None,
   ):
-    """Take data sets with their weights; raises ValueError for no data set or a weight below 0."""
+    """Take data sets with their weights.
+
+    Raises:
+      ValueError: no data set, a weight below 0 or not finite, or a data set without an eligible
+        sequence.
+    """
     self.settings = settings or SamplingSettings()
     weights = np.array([weight for _, weight in sources], np.float64)
-    if not len(weights) or (weights < 0).any() or not weights.sum() > 0:
+    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
       raise ValueError(
         f"data set weights {weights.tolist()}: at least one data set, none below 0, not all 0"
       )
     self.sources = [source for source, _ in sources]
-    self._bounds = np.cumsum(weights / weights.sum())
+    bounds = np.cumsum(weights)
+    self._bounds = (bounds / bounds[-1]).tolist()
     self._eligible = [eligible_sequences(source, self.settings) for source in self.sources]
 
-  def draw(self, rng: np.random.Generator) -> tuple[FrameSource, int, int]:
-    """Return (source, template record, search record)."""
-    which = int(np.searchsorted(self._bounds, rng.random(), side="right"))
-    which = min(which, len(self.sources) - 1)
+  def draw(self, rng: np.random.Generator) -> PairDraw:
+    """Return two frames of a sequence, the template first."""
+    which = bisect.bisect_right(self._bounds, rng.random())
     source, eligible = self.sources[which], self._eligible[which]
-    records = source.records(int(eligible[rng.integers(len(eligible))]))
+    sequence = int(eligible[rng.integers(len(eligible))])
+    positions = source.positions(sequence)
+    if not source.is_video:
+      return PairDraw(source, sequence, positions.start, positions.start)
     template, search = sample_pair(
       rng,
-      source.index.visible[records],
+      source.index.visible[positions],
       self.settings.max_gap,
-      source.is_video,
-      self.settings.gap_step,
+      gap_step=self.settings.gap_step,
     )
-    return source, records.start + template, records.start + search
+    return PairDraw(source, sequence, positions.start + template, positions.start + search)
 
-  def previous_visible(self, source: FrameSource, template: int, search: int) -> int:
-    """Return the last visible record before `search`, at the earliest `template`."""
-    earlier = np.flatnonzero(source.index.visible[template:search])
-    return template + int(earlier[-1]) if len(earlier) else template
+  def previous_visible(self, draw: PairDraw) -> int:
+    """Return the last visible position before the search frame, at the earliest the template."""
+    (earlier,) = draw.source.index.visible[draw.template : draw.search].nonzero()
+    return draw.template + int(earlier[-1]) if len(earlier) else draw.template

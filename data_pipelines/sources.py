@@ -10,47 +10,60 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-import cv2
 import numpy as np
 from array_record.python import array_record_module
 
 # Not imported where it is used: tensorflow_datasets, imported by two threads at once, can deadlock.
 from tensorflow_datasets.proto import tf_example_pb2
 
+from data_pipelines import jpeg
+from data_pipelines.frame_index import FrameIndex
+
 MANIFEST = "manifest.json"
+FORMAT = "frame_records/2"
+# Entries are read one by one: a reader that reads ahead only takes memory.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
 
-@dataclasses.dataclass(frozen=True)
-class SequenceIndex:
-  """What is known of every frame of a split without reading it; frames in the order of the records.
+class DamagedRecordError(ValueError):
+  """A record that cannot be read or decoded; the message names it, its sequence and its frame."""
 
-  names: one a sequence. starts: [s + 1] int64, sequence i owns records starts[i] to starts[i + 1].
-  boxes_xywh: [n, 4] float32 pixels. visible: [n] bool.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredFrame:
+  """A frame, or the part of it that was stored.
+
+  image: uint8 RGB [h, w, 3]. region_xyxy: what it shows, integer pixels of the full frame, end
+  exclusive. frame_wh: width and height of the full frame.
   """
 
-  names: tuple[str, ...]
-  starts: np.ndarray
-  boxes_xywh: np.ndarray
-  visible: np.ndarray
-
-  def save(self, path: pathlib.Path) -> None:
-    """Write the index as npz."""
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    np.savez_compressed(path, **(fields | {"names": np.asarray(self.names, dtype=np.str_)}))
+  image: np.ndarray
+  region_xyxy: tuple[int, int, int, int]
+  frame_wh: tuple[int, int]
 
   @classmethod
-  def load(cls, path: pathlib.Path) -> "SequenceIndex":
-    """Read what `save` wrote."""
-    with np.load(path) as data:
-      fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-    return cls(**(fields | {"names": tuple(map(str, fields["names"]))}))
+  def from_image(cls, image: np.ndarray) -> "StoredFrame":
+    """Take a full frame."""
+    height, width = image.shape[:2]
+    return cls(image, (0, 0, width, height), (width, height))
+
+  @property
+  def is_full_resolution(self) -> bool:
+    """Whether a pixel of the image is a pixel of the frame."""
+    x1, y1, x2, y2 = self.region_xyxy
+    return self.image.shape[:2] == (y2 - y1, x2 - x1)
+
+  @property
+  def is_whole(self) -> bool:
+    """Whether it is the full frame at full resolution."""
+    return self.region_xyxy == (0, 0, *self.frame_wh) and self.is_full_resolution
 
 
 def index_path(directory, split: str) -> pathlib.Path:
   """Return where a prepared directory keeps the index of a split."""
-  return pathlib.Path(directory) / f"index_{split}.npz"
+  return pathlib.Path(directory) / f"index_{split}"
 
 
 def read_manifest(directory) -> dict:
@@ -58,6 +71,7 @@ def read_manifest(directory) -> dict:
 
   Raises:
     FileNotFoundError: the directory was never prepared, or not to its end.
+    ValueError: another version prepared it.
   """
   path = pathlib.Path(directory) / MANIFEST
   if not path.is_file():
@@ -65,48 +79,63 @@ def read_manifest(directory) -> dict:
       f"{directory} holds no prepared data set ({MANIFEST} is missing): prepare it first, and pass the "
       "directory that the preparation returned"
     )
-  return json.loads(path.read_text())
-
-
-def decode_jpeg(jpeg: bytes) -> np.ndarray | None:
-  """Decode to uint8 RGB [H, W, 3]; None if it cannot be decoded."""
-  if not jpeg:
-    return None
-  return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+  manifest = json.loads(path.read_text())
+  if manifest.get("format") != FORMAT:
+    raise ValueError(
+      f"{directory} was prepared in the format {manifest.get('format')}, this version reads {FORMAT}: "
+      "delete the directory and prepare it again"
+    )
+  return manifest
 
 
 class FrameSource:
-  """One split of a prepared data set, frame by frame, by record number."""
+  """One split of a prepared data set, or some of its targets, frame by frame, by position."""
 
   def __init__(
-    self, directory: str | os.PathLike[str], split: str = "train", is_video: bool = True
+    self,
+    directory: str | os.PathLike[str],
+    split: str = "train",
+    sequences: Collection[str] | None = None,
   ):
     """Name a split.
 
     Args:
-      directory: what `prepare_procedural` or `prepare_sequence_folder` returned.
+      directory: what `prepare` returned.
       split: its name, for example "train".
-      is_video: False for data sets of still images, whose frame serves as template and search.
+      sequences: the names of those that take part; None for all.
 
     Raises:
       FileNotFoundError: not a prepared directory.
-      ValueError: no such split.
+      ValueError: no such split, or none of the sequences in it.
     """
     self.directory = pathlib.Path(directory)
     self.split = split
-    self.is_video = is_video
     manifest = read_manifest(directory)
     if split not in manifest["splits"]:
       raise ValueError(f"{directory} has no split {split!r}, only {sorted(manifest['splits'])}")
+    self.is_video: bool = manifest["is_video"]
+    self.storage: dict | None = manifest["storage"]
+    self.name: str = f"{manifest['builder']} {split}"
+    self._shard_lengths = manifest["splits"][split]["shard_lengths"]
+    self._ends = np.cumsum(self._shard_lengths)
     self._reset()
+    self._chosen = None
+    if sequences is not None:
+      self._chosen = np.flatnonzero(np.isin(self.index.names, np.array(sorted(sequences))))
+      if not len(self._chosen):
+        raise ValueError(
+          f"{directory}, split {split}: none of its {len(self.index.names)} sequences is among the "
+          f"{len(sequences)} asked for"
+        )
 
   def _reset(self):
-    self._index: SequenceIndex | None = None
-    self._readers: list | None = None
+    self._index: FrameIndex | None = None
+    self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
     self._lock = threading.Lock()
 
   def __getstate__(self):
-    return {"directory": self.directory, "split": self.split, "is_video": self.is_video}
+    hidden = ("_index", "_readers", "_lock")
+    return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
   def __setstate__(self, state):
     self.__dict__.update(state)
@@ -116,77 +145,120 @@ class FrameSource:
     return f"FrameSource({str(self.directory)!r}, split={self.split!r})"
 
   @property
-  def index(self) -> SequenceIndex:
-    """The index of the split, read on first use."""
+  def index(self) -> FrameIndex:
+    """The index of the split, mapped on first use."""
     if self._index is None:
-      self._index = SequenceIndex.load(index_path(self.directory, self.split))
+      self._index = FrameIndex.load(index_path(self.directory, self.split))
     return self._index
 
+  @property
+  def selected(self) -> np.ndarray:
+    """The numbers of the targets that take part, int [m]."""
+    return np.arange(len(self.index.names)) if self._chosen is None else self._chosen
+
   def __len__(self) -> int:
+    """Return how many positions there are, of targets that take part or not."""
     return int(self.index.starts[-1])
 
-  def records(self, sequence: int) -> slice:
-    """Return the record numbers of a sequence as a slice."""
+  def positions(self, sequence: int) -> slice:
+    """Return the positions of a target's frames as a slice."""
     return slice(int(self.index.starts[sequence]), int(self.index.starts[sequence + 1]))
 
-  def describe(self, record: int) -> str:
-    """Name a record for an error message."""
-    sequence = int(np.searchsorted(self.index.starts, record, side="right")) - 1
-    frame = record - int(self.index.starts[sequence])
-    return f"record {record} of {self.directory}, split {self.split} (sequence {self.index.names[sequence]}, frame {frame})"
+  def describe(self, position: int) -> str:
+    """Name a position for an error message."""
+    sequence = int(np.searchsorted(self.index.starts, position, side="right")) - 1
+    frame = position - int(self.index.starts[sequence])
+    return (
+      f"record {self.index.records[position]} of {self.directory}, split {self.split} "
+      f"(sequence {self.index.names[sequence]}, frame {frame})"
+    )
 
-  def _open(self):
-    with self._lock:
-      if self._readers is None:
-        paths = sorted(self.directory.glob(f"*-{self.split}.array_record-*"))
-        readers = [array_record_module.ArrayRecordReader(os.fspath(p)) for p in paths]
-        self._ends = np.cumsum([reader.num_records() for reader in readers])
-        if not len(readers) or self._ends[-1] != len(self):
-          found = int(self._ends[-1]) if len(readers) else 0
+  def _reader(self, shard: int):
+    reader = self._readers.get(shard)
+    if reader is None:
+      with self._lock:
+        pattern = f"*-{self.split}.array_record-{shard:05d}-of-{len(self._shard_lengths):05d}"
+        paths = list(self.directory.glob(pattern))
+        if len(paths) != 1:
           raise ValueError(
-            f"{self.directory}, split {self.split}: {len(self)} records expected, {found} found; delete the "
-            "directory and prepare it again"
+            f"{len(paths)} files {pattern} in {self.directory}, expected 1; delete the directory and prepare "
+            "it again"
           )
-        self._readers = readers
-    return self._readers
+        reader = array_record_module.ArrayRecordReader(os.fspath(paths[0]), _READER_OPTIONS)
+        if reader.num_records() != self._shard_lengths[shard]:
+          raise ValueError(
+            f"{self._shard_lengths[shard]} records expected in {paths[0]}, {reader.num_records()} found; delete "
+            "the directory and prepare it again"
+          )
+        self._readers[shard] = reader
+    return reader
 
-  def jpeg(self, record: int) -> bytes:
-    """Read the encoded image of a record; raises ValueError naming a record that cannot be read."""
-    readers = self._readers or self._open()
-    if not 0 <= record < len(self):
-      raise IndexError(f"record {record} of {self!r}, which has {len(self)}")
+  def jpeg(self, position: int) -> bytes:
+    """Read the encoded image of a position.
+
+    Raises:
+      IndexError: no such position.
+      ValueError: the frame is not stored, because nothing in it is visible.
+      DamagedRecordError: it cannot be read.
+    """
+    if not 0 <= position < len(self):
+      raise IndexError(f"position {position} of {self!r}, which has {len(self)}")
+    record = int(self.index.records[position])
+    if record < 0:
+      raise ValueError(
+        f"{self.describe(position)} is not stored: context records leave out frames without a visible target"
+      )
     shard = int(np.searchsorted(self._ends, record, side="right"))
     first = int(self._ends[shard - 1]) if shard else 0
+    reader = self._reader(shard)
     try:
-      (entry,) = readers[shard].read([record - first])
+      (entry,) = reader.read([record - first])
       # pyrefly: ignore[missing-attribute]
       example = tf_example_pb2.Example.FromString(entry)
       return example.features.feature["jpeg"].bytes_list.value[0]
     except Exception as error:
-      raise ValueError(f"cannot read {self.describe(record)}: {error}") from error
+      raise DamagedRecordError(
+        f"cannot read {self.describe(position)}: {error}; delete the directory and prepare it again"
+      ) from error
 
-  def frame(self, record: int) -> np.ndarray:
-    """Read and decode a record, uint8 RGB [H, W, 3]; raises ValueError naming a damaged record."""
-    image = decode_jpeg(self.jpeg(record))
+  def stored_frame(self, position: int) -> StoredFrame:
+    """Read and decode what is stored of a frame; raises as `jpeg` does."""
+    image = jpeg.decode(self.jpeg(position))
     if image is None:
-      raise ValueError(f"cannot decode the image of {self.describe(record)}")
-    return image
+      raise DamagedRecordError(f"cannot decode the image of {self.describe(position)}")
+    record = int(self.index.records[position])
+    region = tuple(self.index.regions_xyxy[record].tolist())
+    return StoredFrame(image, region, tuple(self.index.frames_wh[record].tolist()))
+
+  def frame(self, position: int) -> np.ndarray:
+    """Read and decode a full frame, uint8 RGB [H, W, 3].
+
+    Raises:
+      ValueError: of this frame only a context crop is stored.
+      DamagedRecordError: it cannot be read or decoded.
+    """
+    stored = self.stored_frame(position)
+    if not stored.is_whole:
+      raise ValueError(
+        f"{self.describe(position)} holds a context crop, not the frame: prepare the data set with --full_frames"
+      )
+    return stored.image
 
 
 class LazyFrames:
-  """Frames of a run of records, decoded (uint8 RGB) each time one is asked for; has a length."""
+  """Frames of a run of positions, decoded (uint8 RGB) each time one is asked for; has a length."""
 
-  def __init__(self, source: FrameSource, records: range):
-    self._source, self._records = source, records
+  def __init__(self, source: FrameSource, positions: range):
+    self._source, self._positions = source, positions
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self._positions)
 
   def __getitem__(self, frame: int) -> np.ndarray:
-    return self._source.frame(self._records[frame])
+    return self._source.frame(self._positions[frame])
 
   def __iter__(self) -> Iterator[np.ndarray]:
-    return (self._source.frame(record) for record in self._records)
+    return (self._source.frame(position) for position in self._positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +271,22 @@ class FrameSequence:
   visible: np.ndarray
 
 
-def iter_sequences(directory: str | os.PathLike[str], split: str) -> Iterator[FrameSequence]:
-  """Yield every sequence of a prepared split, in order; frames are decoded when they are looked at."""
-  source = FrameSource(directory, split)
+def iter_sequences(
+  directory: str | os.PathLike[str], split: str, sequences: Collection[str] | None = None
+) -> Iterator[FrameSequence]:
+  """Yield the sequences of a prepared split, in order; frames are decoded when they are looked at.
+
+  Raises:
+    ValueError: the data set holds context crops, which no tracker can run on.
+  """
+  source = FrameSource(directory, split, sequences)
+  if source.storage is not None:
+    raise ValueError(
+      f"{directory} holds context crops; tracking needs whole frames: prepare the data set with --full_frames"
+    )
   index = source.index
-  for i, name in enumerate(index.names):
-    records = source.records(i)
-    frames = LazyFrames(source, range(records.start, records.stop))
-    yield FrameSequence(name, frames, index.boxes_xywh[records], index.visible[records])
+  for i in source.selected:
+    positions = source.positions(i)
+    frames = LazyFrames(source, range(positions.start, positions.stop))
+    boxes_xywh, visible = np.array(index.boxes_xywh[positions]), np.array(index.visible[positions])
+    yield FrameSequence(str(index.names[i]), frames, boxes_xywh, visible)

@@ -85,7 +85,9 @@ def crop_padding_mask(window: CropWindow, height: int, width: int) -> np.ndarray
   return mask
 
 
-def box_in_crop(box_xywh, centre_box_xywh, resize_factor: float, output_size: int) -> np.ndarray:
+def box_in_crop(
+  box_xywh, centre_box_xywh, resize_factor: float, output_size: int, half_pixel: bool = True
+) -> np.ndarray:
   """Map a frame box into the crop that was cut around another box, as training labels need it.
 
   Args:
@@ -93,13 +95,14 @@ def box_in_crop(box_xywh, centre_box_xywh, resize_factor: float, output_size: in
     centre_box_xywh: [4] the box the crop was cut around, pixels of the frame.
     resize_factor: crop pixels per frame pixel.
     output_size: side of the crop in pixels.
+    half_pixel: put the centre at (size - 1) / 2, while tracking uses size / 2: an inconsistency of the
+      official code, half a crop pixel wide, on which the released weights rest. False: size / 2.
 
   Returns:
-    [4] xywh normalised to the crop. The centre is (size - 1) / 2, while tracking uses size / 2: an
-    inconsistency of the official code, half a crop pixel wide, on which the released weights rest.
+    [4] xywh normalised to the crop.
   """
   box, around = np.asarray(box_xywh, np.float64), np.asarray(centre_box_xywh, np.float64)
-  centre = (output_size - 1) / 2 + (
+  centre = (output_size - half_pixel) / 2 + (
     box[:2] + 0.5 * box[2:] - around[:2] - 0.5 * around[2:]
   ) * resize_factor
   size = box[2:] * resize_factor

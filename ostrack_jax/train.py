@@ -5,7 +5,6 @@ Kubernetes are recognised by jax). Starting again with the same workdir continue
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import os
@@ -17,11 +16,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from configs import common
 from data_pipelines import datasets, pipeline, sources
 from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.sampling import SamplingSettings
-from ostrack_jax import command_line, loading, sharding, training_report
+from ostrack_jax import command_line, configuration, loading, sharding, training_report
 from ostrack_jax import description as description_lib
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking.engine import FrameTracker
@@ -53,16 +51,6 @@ flags.DEFINE_bool(
 )
 flags.mark_flags_as_required(["config", "workdir"], flag_values=FLAGS)
 
-# These may change between a run and its continuation.
-_FREE_TO_CHANGE = (
-  "train.max_minutes",
-  "train.log_every_steps",
-  "train.keep_checkpoints",
-  "report",
-  "data.num_",
-  "data.data_dir",
-)
-
 
 def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> dict:
   """Train as configured, then track held-out sequences; return the report.
@@ -71,7 +59,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     FileNotFoundError, ValueError: the configuration, its data or its start do not fit, in one sentence.
     loop.NonFiniteLossError: training diverged.
   """
-  _check_keys(config)
+  configuration.check_keys(config)
   try:
     model = OSTrack(**config.model)
     optimizer_settings = OptimizerSettings(**config.optim)
@@ -87,10 +75,10 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   local_batch = sharding.check_batch_size(mesh, settings.batch_size)
   random_start = init_variables(model, settings.seed)
   start = _start_from(config.init_from, model) if config.init_from else random_start
-  _check_workdir(config, workdir)
+  configuration.check_workdir(config, workdir)
   sequences = _report_sequences(config, data) if jax.process_index() == 0 else []
 
-  mixture = datasets.open_mixture(config.data.train, config.data.weights, data)
+  mixture = datasets.open_mixture(config.data.train, config.data.weights, data, pairs.augmentation)
   batches = pipeline.train_pipeline(
     mixture,
     pairs,
@@ -101,7 +89,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     num_workers=config.data.num_workers,
     num_threads=config.data.num_threads,
   )
-  validation = datasets.open_mixture([config.data.validation], [1.0], data)
+  validation = datasets.open_mixture([config.data.validation], [1.0], data, pairs.augmentation)
 
   def validation_batches():
     return _validation_batches(validation, pairs, config, settings.batch_size, local_batch)
@@ -110,19 +98,21 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     _describe_run(config, model, workdir)
   _announce(model, start, mesh, settings, optimizer_settings)
   store = CheckpointStore(workdir, keep=settings.keep_checkpoints)
-  state = loop.train(
-    model,
-    start,
-    batches,
-    validation_batches,
-    optimizer_settings=optimizer_settings,
-    loss_weights=loss_weights,
-    settings=settings,
-    store=store,
-    writer_dir=workdir,
-    mesh=mesh,
-  )
-  batches.close()
+  try:
+    state = loop.train(
+      model,
+      start,
+      batches,
+      validation_batches,
+      optimizer_settings=optimizer_settings,
+      loss_weights=loss_weights,
+      settings=settings,
+      store=store,
+      writer_dir=workdir,
+      mesh=mesh,
+    )
+  finally:
+    batches.close()
   store.close()
 
   runs = {"random weights": random_start}
@@ -156,7 +146,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
 
 def _data_settings(config) -> datasets.DatasetSettings:
   return datasets.DatasetSettings(
-    data_dir=config.data.data_dir,
+    data_dir=datasets.data_dir(config.data.data_dir),
     folder_roots=tuple(config.data.folder_roots),
     procedural=datasets.procedural_settings(**config.procedural),
     num_workers=max(0, min(config.data.num_workers, os.cpu_count() or 1)),
@@ -172,7 +162,9 @@ def _pipeline_settings(config) -> pipeline.PipelineSettings:
     **config.augmentation,
   )
   return pipeline.PipelineSettings(
-    sampling=SamplingSettings(**config.sampling), augmentation=augmentation
+    sampling=SamplingSettings(**config.sampling),
+    augmentation=augmentation,
+    on_bad_record=config.data.on_bad_record,
   )
 
 
@@ -184,16 +176,16 @@ def _validation_batches(
     pairs.augmentation, search_centre_from=config.data.validation_search_centre
   )
   count = config.data.validation_pairs // global_batch * global_batch
-  whole = pipeline.validation_pairs(
+  return pipeline.validation_pairs(
     mixture,
     dataclasses.replace(pairs, augmentation=augmentation),
     count=count,
-    batch_size=global_batch,
+    batch_size=local_batch,
     seed=config.train.seed,
+    shard_index=jax.process_index(),
+    shard_count=jax.process_count(),
+    num_threads=config.data.num_threads,
   )
-  first = jax.process_index() * local_batch
-  for batch in whole:
-    yield {name: value[first : first + local_batch] for name, value in batch.items()}
 
 
 def _start_from(path: str, model: OSTrack) -> dict:
@@ -220,24 +212,6 @@ def _start_from(path: str, model: OSTrack) -> dict:
   return have
 
 
-def _check_workdir(config, workdir: pathlib.Path) -> None:
-  """Refuse a workdir whose checkpoints another configuration made, naming the keys that differ."""
-  path = workdir / "config.json"
-  if not path.exists() or not any((workdir / STEPS_FOLDER).glob("[0-9]*")):
-    return
-  theirs = _flatten(json.loads(path.read_text()))
-  ours = _flatten(json.loads(config.to_json_best_effort()))
-  differing = [
-    f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
-    for name in sorted(theirs.keys() | ours.keys())
-    if theirs.get(name) != ours.get(name) and not name.startswith(_FREE_TO_CHANGE)
-  ]
-  if differing:
-    raise ValueError(
-      f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
-    )
-
-
 def _describe_run(config, model: OSTrack, workdir: pathlib.Path) -> None:
   """Write the configuration, and the description that `load` reads, into the workdir."""
   workdir.mkdir(parents=True, exist_ok=True)
@@ -248,45 +222,6 @@ def _describe_run(config, model: OSTrack, workdir: pathlib.Path) -> None:
     temporary = workdir / f".{name}.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(workdir / name)
-
-
-def _installed_config(argument: str) -> str:
-  """Let --config=configs/X.py name a configuration of the installed package, outside a checkout too."""
-  flag, _, name = argument.partition("=")
-  path = pathlib.PurePath(name)
-  file = path.name.partition(":")[0]
-  if (
-    flag.lstrip("-") != "config"
-    or path.parent.name != "configs"
-    or pathlib.Path(path.with_name(file)).exists()
-  ):
-    return argument
-  installed = pathlib.Path(common.__file__).parent
-  return f"{flag}={installed / path.name}" if (installed / file).exists() else argument
-
-
-def _check_keys(config) -> None:
-  """Refuse a configuration with keys that nothing reads, or without keys that something does."""
-  known, given = _flatten(common.get_config().to_dict()), _flatten(config.to_dict())
-  for name in given.keys() - known.keys():
-    similar = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {similar[0]}?" if similar else "configs/common.py lists all keys"
-    raise ValueError(f"config.{name} is not a key of the configuration; {hint}")
-  missing = sorted(known.keys() - given.keys())
-  if missing:
-    raise ValueError(
-      f"the configuration lacks {missing[0]}; start from configs.common.get_config()"
-    )
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-  rows = ((f"{prefix}{key}", value) for key, value in tree.items())
-  return dict(
-    itertools.chain.from_iterable(
-      _flatten(value, f"{name}.").items() if isinstance(value, dict) else [(name, value)]
-      for name, value in rows
-    )
-  )
 
 
 def _count(params) -> int:
@@ -314,7 +249,9 @@ def _report_sequences(config, data: datasets.DatasetSettings) -> list[sources.Fr
   if not config.report.sequences:
     return []
   parts = datasets.locate(config.report.dataset, data)
-  found = itertools.chain.from_iterable(sources.iter_sequences(*part) for part in parts)
+  found = itertools.chain.from_iterable(
+    sources.iter_sequences(part.directory, part.split, part.sequences) for part in parts
+  )
   sequences = list(itertools.islice((s for s in found if s.visible[0]), config.report.sequences))
   if not sequences:
     raise ValueError(
@@ -366,7 +303,7 @@ def main(argv) -> None:
 
 def run() -> None:
   """Entry point of the console script."""
-  sys.argv = [_installed_config(argument) for argument in sys.argv]
+  sys.argv = [configuration.installed_config(argument) for argument in sys.argv]
   command_line.run(main, "ostrack-train", FLAGS, __doc__)
 
 

@@ -26,7 +26,14 @@ ALLOWED = {
     "ostrack_jax.boxes",
     "ostrack_jax.annotations",
   },
-  "data_pipelines": {"ostrack_jax.boxes", "ostrack_jax.crop", "ostrack_jax.annotations"},
+  "data_pipelines": {
+    "ostrack_jax.boxes",
+    "ostrack_jax.crop",
+    "ostrack_jax.annotations",
+    # None of them knows jax either; the commands and what they draw need them.
+    "ostrack_jax.command_line",
+    "ostrack_jax.visualization",
+  },
   "configs": set(),
 }
 # Packages that only some rooms may know.

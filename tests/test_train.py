@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from ostrack_jax import train
+from ostrack_jax import configuration, train
 from ostrack_jax.loading import load
 from ostrack_jax.tracking.tracker import Tracker
 
@@ -222,9 +222,11 @@ def test_unknown_keys_in_a_configuration_file_are_refused(config, tmp_path):
 
 def test_installed_configurations_are_found_outside_a_checkout(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  found = train._installed_config("--config=configs/tiny.py:scratch").removeprefix("--config=")
+  found = configuration.installed_config("--config=configs/tiny.py:scratch").removeprefix(
+    "--config="
+  )
   assert pathlib.Path(found.removesuffix(":scratch")).exists()
-  assert train._installed_config("--config=configs/mine.py") == "--config=configs/mine.py"
+  assert configuration.installed_config("--config=configs/mine.py") == "--config=configs/mine.py"
 
 
 def test_command_asks_for_what_is_missing():

@@ -1,58 +1,114 @@
-"""What the builders share: one record a frame, an index beside the records, all or nothing on disk."""
+"""What the builders share: one record a frame, beside an index of all frames, as TFDS reads it."""
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import pathlib
-import shutil
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core import shuffle
 
-from data_pipelines import sources
+from data_pipelines import context, jpeg
+from data_pipelines.builders.raw_data import RawSequence, read_jpeg
 
-FORMAT = "frame_records/1"
+
+@dataclasses.dataclass(eq=False)
+class RecordConfig(tfds.core.BuilderConfig):
+  """TFDS configuration of all builders.
+
+  storage: what context records must serve; None keeps whole frames, JPEG files byte for byte.
+  """
+
+  name: str = "full_frames"
+  storage: context.ContextSettings | None = None
+
+  def describe(self) -> dict:
+    """Return what the data is made from, for the manifest: other settings are other data."""
+    storage = None if self.storage is None else dataclasses.asdict(self.storage)
+    return {"storage": storage}
+
+
+@dataclasses.dataclass(eq=False)
+class RawDataConfig(RecordConfig):
+  """TFDS configuration of builders that read a raw folder.
+
+  root: that folder. allow_missing: leave out what an official list names and the folder lacks.
+  """
+
+  root: str = ""
+  allow_missing: bool = False
+
+  def describe(self) -> dict:
+    """Return what the data is made from, the folder included."""
+    return {**super().describe(), "root": os.fspath(pathlib.Path(self.root).resolve())}
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedSequence:
-  """One sequence to store: JPEG bytes a frame, boxes_xywh [n, 4] pixels, visible [n] bool."""
+class Record:
+  """One record: an encoded image, what it shows, and the targets in it."""
 
-  name: str
-  jpegs: Iterable[bytes]
-  boxes_xywh: np.ndarray
-  visible: np.ndarray
+  jpeg: bytes
+  region_xyxy: tuple[int, int, int, int]
+  frame_wh: tuple[int, int]
 
 
 class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder of one record a frame; subclasses say which sequences a split has.
+  """A TFDS builder of one record a frame; subclasses list sequences and read one.
 
   Frames keep their order, so a sequence is a run of records, which the index beside the records
   names. `tfds.builder_from_directory(...).as_data_source()` reads the records as well.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("2.0.0")
   SPLITS: tuple[str, ...] = ("train",)
+  # What is prepared unless told otherwise.
+  DEFAULT_SPLITS: tuple[str, ...] = ("train",)
+  # False: still images, whose frame serves as template and search region.
+  IS_VIDEO = True
+  # A shard is what is done again after an interruption, and about a gigabyte for the largest sets.
+  SEQUENCES_PER_SHARD = 16
+  # Whether the same sequences in another folder are another data set.
+  IDENTIFIED_BY_ROOT = False
 
-  def sequences(self, split: str) -> Iterator[EncodedSequence]:
-    """Yield the sequences of a split."""
+  @property
+  def root(self) -> pathlib.Path:
+    """The raw folder."""
+    config = self.builder_config
+    assert isinstance(config, RawDataConfig)
+    return pathlib.Path(config.root)
+
+  @property
+  def storage(self) -> context.ContextSettings | None:
+    """What context records must serve, None for whole frames."""
+    config = self.builder_config
+    assert isinstance(config, RecordConfig)
+    return config.storage
+
+  def list_sequences(self, split: str) -> list[Any]:
+    """Return a key for every sequence of a split, cheaply, in order; keys are plain JSON values."""
+    raise NotImplementedError
+
+  def read_sequence(self, split: str, key: Any) -> RawSequence:
+    """Read what a key names; runs in worker processes."""
     raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
     features = tfds.features.FeaturesDict(
       {
         "jpeg": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-        "box_xywh": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-        "visible": tfds.features.Scalar(dtype=np.bool_),
+        "region_xyxy": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+        "frame_wh": tfds.features.Tensor(shape=(2,), dtype=np.int32),
         "sequence": tfds.features.Text(),
         "frame": tfds.features.Scalar(dtype=np.int32),
+        "targets": tfds.features.Sequence(tfds.features.Text()),
+        "boxes_xywh": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+        "visible": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
       }
     )
     return tfds.core.DatasetInfo(
@@ -61,52 +117,70 @@ class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    self.indices: dict[str, sources.SequenceIndex] = {}
     return {split: self._generate_examples(split) for split in self.SPLITS}
 
   def _generate_examples(self, split: str):
-    names, starts, boxes_xywh, visible = [], [0], [], []
-    for sequence in self.sequences(split):
-      for frame, jpeg in enumerate(sequence.jpegs):
-        yield (
-          starts[-1] + frame,
-          {
-            "jpeg": io.BytesIO(jpeg),
-            "box_xywh": sequence.boxes_xywh[frame].astype(np.float32),
-            "visible": bool(sequence.visible[frame]),
-            "sequence": sequence.name,
-            "frame": frame,
-          },
-        )
-      names.append(sequence.name)
-      starts.append(starts[-1] + len(sequence.boxes_xywh))
-      boxes_xywh.append(sequence.boxes_xywh)
-      visible.append(sequence.visible)
-    self.indices[split] = sources.SequenceIndex(
-      names=tuple(names),
-      starts=np.asarray(starts, np.int64),
-      boxes_xywh=np.concatenate(boxes_xywh).astype(np.float32),
-      visible=np.concatenate(visible).astype(bool),
-    )
+    position = 0
+    for key in self.list_sequences(split):
+      raw = self.read_sequence(split, key)
+      for frame, record in enumerate(make_records(raw, self.storage)):
+        if record is not None:
+          yield position, make_example(raw, frame, record)
+          position += 1
 
 
-@contextlib.contextmanager
-def _sorting_in_memory():
-  """Keep TFDS from spilling records to disk beyond 1000 MiB a split: it does so through TensorFlow.
+def make_records(
+  raw: RawSequence, storage: context.ContextSettings | None
+) -> Iterator[Record | None]:
+  """Yield what to store of every frame: None where context records have no visible target near it.
 
-  A split's JPEGs must fit into memory while it is written.
+  Raises:
+    ValueError: a frame cannot be read.
   """
-  limit = shuffle.MAX_MEM_BUFFER_SIZE
-  shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
-  try:
-    yield
-  finally:
-    shuffle.MAX_MEM_BUFFER_SIZE = limit
+  for number, frame in enumerate(raw.frames):
+    shown = [target.boxes_xywh[number] for target in raw.targets if target.visible[number]]
+    if storage is not None and not shown:
+      yield None
+      continue
+    data = frame if isinstance(frame, bytes) else read_jpeg(frame)
+    frame_wh = jpeg.image_wh(data)
+    if frame_wh is None:
+      raise ValueError(f"sequence {raw.name}: cannot read frame {number}, {_name(frame)}")
+    whole = context.Region((0, 0, *frame_wh), frame_wh)
+    region = whole if storage is None else context.plan_region(np.stack(shown), frame_wh, storage)
+    if region is None:
+      yield None
+    elif storage is None or region == whole:
+      yield Record(data, whole.xyxy, frame_wh)
+    else:
+      image = jpeg.decode(data)
+      if image is None:
+        raise ValueError(f"sequence {raw.name}: cannot decode frame {number}, {_name(frame)}")
+      stored = jpeg.encode(context.cut_region(image, region), storage.jpeg_quality)
+      yield Record(stored, region.xyxy, frame_wh)
+
+
+def _name(frame: pathlib.Path | bytes) -> str:
+  return "made here" if isinstance(frame, bytes) else os.fspath(frame)
+
+
+def make_example(raw: RawSequence, frame: int, record: Record) -> dict[str, Any]:
+  """Return the TFDS example of a record."""
+  return {
+    "jpeg": io.BytesIO(record.jpeg),
+    "region_xyxy": np.array(record.region_xyxy, np.int32),
+    "frame_wh": np.array(record.frame_wh, np.int32),
+    "sequence": raw.name,
+    "frame": frame,
+    "targets": [target.name for target in raw.targets],
+    "boxes_xywh": np.stack([target.boxes_xywh[frame] for target in raw.targets]).astype(np.float32),
+    "visible": np.array([target.visible[frame] for target in raw.targets], np.bool_),
+  }
 
 
 @contextlib.contextmanager
-def _quiet():
-  """Silence TFDS's own progress bars and notes: the builders show one bar of their own."""
+def quiet():
+  """Silence TFDS's own progress bars and notes: the preparation shows one bar of its own."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
@@ -118,53 +192,21 @@ def _quiet():
     tfds.enable_progress_bar()
 
 
-def prepared_directory(builder_class, config, data_dir: str | os.PathLike[str]) -> pathlib.Path:
+def open_builder(
+  builder_class: type[FrameRecordBuilder], config: RecordConfig, data_dir: str | os.PathLike[str]
+) -> FrameRecordBuilder:
+  """Construct a builder that writes ArrayRecord; `data_dir` need not exist."""
+  with quiet():
+    return builder_class(data_dir=os.fspath(data_dir), config=config, file_format="array_record")
+
+
+def prepared_directory(
+  builder_class: type[FrameRecordBuilder], config: RecordConfig, data_dir: str | os.PathLike[str]
+) -> pathlib.Path:
   """Return where a configuration of a builder lives below `data_dir`."""
   return pathlib.Path(data_dir) / builder_class.name / config.name / str(builder_class.VERSION)
 
 
-def prepare(
-  builder_class, config, data_dir: str | os.PathLike[str], settings: dict
-) -> pathlib.Path:
-  """Run a builder once and return the finished directory; at once if it is there already.
-
-  Everything is written beside its final place and moved in one rename, the manifest with it: a
-  directory that exists is complete, whatever interrupted an earlier attempt.
-
-  Args:
-    builder_class: a FrameRecordBuilder.
-    config: its BuilderConfig.
-    data_dir: root of all prepared data.
-    settings: what the data was made from, kept in the manifest.
-  """
-  final = prepared_directory(builder_class, config, data_dir)
-  if (final / sources.MANIFEST).is_file():
-    return final
-  if final.exists():
-    raise FileExistsError(f"{final} exists but was not made by this program: move it away")
-  final.parent.mkdir(parents=True, exist_ok=True)
-  staging = pathlib.Path(tempfile.mkdtemp(prefix=".preparing-", dir=final.parent))
-  try:
-    with _quiet(), _sorting_in_memory():
-      builder = builder_class(
-        data_dir=os.fspath(staging), config=config, file_format="array_record"
-      )
-      builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-      )
-    made = pathlib.Path(builder.data_dir)
-    splits = {}
-    for split, index in builder.indices.items():
-      index.save(sources.index_path(made, split))
-      splits[split] = {"sequences": len(index.names), "frames": len(index.visible)}
-    manifest = {"format": FORMAT, "builder": builder.name, "settings": settings, "splits": splits}
-    (made / sources.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    try:
-      made.rename(final)
-    except OSError:
-      # Another process finished the same preparation first: its data is as good.
-      if not (final / sources.MANIFEST).is_file():
-        raise
-  finally:
-    shutil.rmtree(staging, ignore_errors=True)
-  return final
+def digest(keys: list[Any]) -> str:
+  """Return a SHA-256 of a split's list of sequences."""
+  return hashlib.sha256(json.dumps(keys).encode()).hexdigest()

@@ -1,19 +1,14 @@
 """Procedural video as a TFDS data set: rendered once, on first use."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterator
 
-import tensorflow_datasets as tfds
-import tqdm
-
-from data_pipelines import procedural_video
+from data_pipelines import preparation, procedural_video
 from data_pipelines.builders import frame_records
+from data_pipelines.builders.raw_data import RawSequence, Target
 
 # Raise it when the renderer changes its pixels, so that data made before is not taken for new.
 RENDERER_VERSION = 1
@@ -47,46 +42,41 @@ class ProceduralSettings:
 
 
 @dataclasses.dataclass(eq=False)
-class ProceduralConfig(tfds.core.BuilderConfig):
-  """TFDS configuration: the settings, and how many processes render (0: this one)."""
+class ProceduralConfig(frame_records.RecordConfig):
+  """TFDS configuration: how the video is made."""
 
-  name: str = "default"
   settings: ProceduralSettings = dataclasses.field(default_factory=ProceduralSettings)
-  num_workers: int = 0
+
+  def describe(self) -> dict:
+    """Return what the data is made from."""
+    return {**super().describe(), "renderer": RENDERER_VERSION, **dataclasses.asdict(self.settings)}
 
 
 class ProceduralVideo(frame_records.FrameRecordBuilder):
   """A textured target among look-alikes, rendered; train and test from different seeds."""
 
-  SPLITS: tuple[str, ...] = ("train", "test")
+  SPLITS = ("train", "test")
+  DEFAULT_SPLITS = ("train", "test")
 
-  def sequences(self, split: str) -> Iterator[frame_records.EncodedSequence]:
-    """Render the sequences of a split, in order, whatever the number of processes."""
+  def _settings(self) -> ProceduralSettings:
     config = self.builder_config
     assert isinstance(config, ProceduralConfig)
-    settings = config.settings
-    count = settings.train_sequences if split == "train" else settings.test_sequences
-    tasks = [
-      ((settings.seed, _SPLIT_SEEDS[split], i), settings.video, settings.jpeg_quality)
-      for i in range(count)
-    ]
-    progress = tqdm.tqdm(total=count, desc=f"procedural video, {split}", unit="seq")
-    with progress, _mapper(config.num_workers) as run:
-      for i, (jpegs, boxes_xywh, visible) in enumerate(
-        run(procedural_video.encode_sequence, tasks)
-      ):
-        progress.update()
-        yield frame_records.EncodedSequence(f"{split}-{i:06d}", jpegs, boxes_xywh, visible)
+    return config.settings
 
+  def list_sequences(self, split: str) -> list[int]:
+    """Return the numbers of the sequences, which seed them."""
+    settings = self._settings()
+    return list(range(settings.train_sequences if split == "train" else settings.test_sequences))
 
-@contextlib.contextmanager
-def _mapper(num_workers: int):
-  """Give `map`, here or over spawned processes (a fork would copy the threads of jax)."""
-  if not num_workers:
-    yield map
-    return
-  with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-    yield pool.imap
+  def read_sequence(self, split: str, key: int) -> RawSequence:
+    """Render one sequence."""
+    settings = self._settings()
+    seed = (settings.seed, _SPLIT_SEEDS[split], key)
+    jpegs, boxes_xywh, visible = procedural_video.encode_sequence(
+      (seed, settings.video, settings.jpeg_quality)
+    )
+    name = f"{split}-{key:06d}"
+    return RawSequence(name, tuple(jpegs), (Target(name, boxes_xywh, visible),))
 
 
 def prepare_procedural(
@@ -103,5 +93,5 @@ def prepare_procedural(
     num_workers: processes that render; 0 renders here. The data does not depend on it.
   """
   settings = settings or ProceduralSettings()
-  config = ProceduralConfig(name=settings.config_name, settings=settings, num_workers=num_workers)
-  return frame_records.prepare(ProceduralVideo, config, data_dir, dataclasses.asdict(settings))
+  config = ProceduralConfig(name=settings.config_name, settings=settings)
+  return preparation.prepare(ProceduralVideo, config, data_dir, num_workers=num_workers)

@@ -72,7 +72,14 @@ class LoopSettings:
 
 
 class Batches(Protocol):
-  """An endless iterator of this process's batches that knows its position."""
+  """An endless iterator of this process's batches that knows its position.
+
+  counts: of what this iterator gave so far, pairs, and how many draws they cost beyond themselves:
+  redraws, rejected by the validity rule, and skipped, with a damaged record.
+  """
+
+  @property
+  def counts(self) -> dict[str, int]: ...
 
   def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -178,7 +185,7 @@ def train(
   )
   is_first_process = jax.process_index() == 0
   last_step = settings.epochs * steps_per_epoch
-  waiting = []
+  waiting, counted = [], train_batches.counts
   seconds_trained, clock = 0.0, time.perf_counter()
   pairs_timed = 0
   with contextlib.ExitStack() as stack:
@@ -222,6 +229,8 @@ def train(
         seconds_trained += elapsed
         scalars["pairs_per_second"] = pairs_timed / max(elapsed, 1e-9)
         scalars["learning_rate"] = float(np.asarray(learning_rate(step - 1)))
+        scalars |= _draws(counted, train_batches.counts, step)
+        counted = train_batches.counts
         writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
         bar.set_postfix_str(
           f"loss {scalars['loss']:.3f}  IoU {scalars['iou']:.3f}  {scalars['pairs_per_second']:.0f} pairs/s"
@@ -262,6 +271,20 @@ def _mean_scalars(waiting: list, step: int) -> dict[str, float]:
         "the last checkpoint is untouched. Lower config.optim.learning_rate or look at that batch"
       )
   return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _draws(before: dict[str, int], now: dict[str, int], step: int) -> dict[str, float]:
+  """Return what this process drew in vain per thousand pairs; say so where records are damaged."""
+  new = {name: now[name] - before[name] for name in ("pairs", "redraws", "skipped")}
+  if new["skipped"]:
+    tqdm.tqdm.write(
+      f"step {step}, process {jax.process_index()}: {new['skipped']} draws for {new['pairs']} pairs met a damaged "
+      f"record, {now['skipped']} so far; the log names the records"
+    )
+  return {
+    f"{name}_per_thousand_pairs": 1000 * new[name] / max(new["pairs"], 1)
+    for name in ("redraws", "skipped")
+  }
 
 
 def run_validation(step: Callable, variables: dict, batches: Iterator, mesh) -> dict[str, float]:

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from ostrack_jax.models.candidates import template_mask_from_boxes
-from ostrack_jax.models.ostrack import OSTrack, normalise_images
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training.augmentation import prepare_images
 from ostrack_jax.training.losses import LossWeights, total_loss
 from ostrack_jax.training.state import TrainState
 
 
 def _forward(model: OSTrack, variables, batch, keep_counts, **kwargs):
-  template = normalise_images(batch["template"], batch.get("template_brightness"))
-  search = normalise_images(batch["search"], batch.get("search_brightness"))
+  template, search = prepare_images(batch)
   mask = None
   if model.template_tokens == "ground_truth_box":
     mask = template_mask_from_boxes(batch["template_box_xywh"], model.template_size)
@@ -28,8 +28,8 @@ def make_train_step(
 ) -> Callable:
   """Return `train_step(state, batch, keep_counts=None) -> (state, metrics)`.
 
-  `batch` holds `template` and `search` uint8 [b, size, size, 3], their brightness factors float32 [b]
-  (optional), and `search_box_xywh` (and `template_box_xywh`) float32 [b, 4] normalised to the crop.
+  `batch` holds what augmentation.prepare_images takes, and `search_box_xywh` (and
+  `template_box_xywh`) float32 [b, 4], normalised to the crop as it is after the flips.
   `keep_counts` is OSTrack.__call__'s. Metrics are scalars over the global batch: loss, giou, l1,
   focal, iou, and grad_norm before clipping.
   """

@@ -1,23 +1,12 @@
 """Pair sampling against the official rule, and the mixture against its weights."""
 
-import json
+import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from data_pipelines import sampling, sources
-
-
-def make_source(folder, lengths, visible=None, is_video=True):
-  """A source of which only the index exists: sampling reads no frame."""
-  folder.mkdir()
-  starts = np.concatenate([[0], np.cumsum(lengths)])
-  visible = np.ones(starts[-1], bool) if visible is None else np.asarray(visible)
-  names = tuple(f"s{i}" for i in range(len(lengths)))
-  index = sources.SequenceIndex(names, starts, np.ones((starts[-1], 4), np.float32), visible)
-  index.save(sources.index_path(folder, "train"))
-  (folder / sources.MANIFEST).write_text(json.dumps({"splits": {"train": {}}}))
-  return sources.FrameSource(folder, is_video=is_video)
+from data_pipelines import sampling
 
 
 def test_the_search_frame_follows_within_the_gap():
@@ -54,6 +43,38 @@ def test_the_gap_widens_until_a_search_frame_is_in_reach():
   assert sampling.sample_pair(np.random.default_rng(0), visible) == (0, 350)
 
 
+def test_what_lies_farther_apart_than_any_gap_is_still_drawn_in_bounded_time():
+  class Counting:
+    """Stops what asks for random numbers without end."""
+
+    def __init__(self):
+      self._rng, self.asked = np.random.default_rng(0), 0
+
+    def integers(self, *bounds):
+      self.asked += 1
+      assert self.asked < 100
+      return self._rng.integers(*bounds)
+
+  visible = np.zeros(201, bool)
+  visible[[5, 150]] = True
+  # The second is drawn as template in vain half of the time: in 100 tries never to an end.
+  for _ in range(200):
+    assert sampling.sample_pair(Counting(), visible) == (5, 150)  # pyrefly: ignore[bad-argument-type]
+
+
+def test_widening_keeps_the_chances_of_redrawing():
+  # In reach of 200: (0, 1) alone; else redrawn with a wider gap until something fits.
+  visible = np.zeros(1000, bool)
+  visible[[0, 1, 500, 900]] = True
+  rng = np.random.default_rng(0)
+  drawn = [sampling.sample_pair(rng, visible, max_gap=399) for _ in range(3000)]
+  # Reach 399: 0 -> 1 only; 1 -> none (499 off); 500 -> none (400 off); 900 -> none. 404: 500 -> 900 too.
+  first_try = sum(pair == (0, 1) for pair in drawn)
+  # First round 1/4 succeeds; every later round, 1/4 each for (0, 1) and (500, 900), until reach 500
+  # after 21 rounds: P(0, 1) = 1/4 + 3/4 * 1/2 = .625 up to 1e-4; deviation of 3000 draws: 26.5.
+  assert abs(first_try - 0.625 * 3000) < 4 * 26.5
+
+
 def test_a_still_image_is_its_own_search_frame():
   assert sampling.sample_pair(np.random.default_rng(0), np.ones(1, bool), is_video=False) == (0, 0)
 
@@ -63,32 +84,30 @@ def test_one_visible_frame_is_refused():
     sampling.sample_pair(np.random.default_rng(0), np.array([False, True, False]))
 
 
-def test_data_sets_are_drawn_by_weight_and_sequences_alike(tmp_path):
+def test_data_sets_are_drawn_by_weight_and_sequences_alike(make_source, tmp_path):
   a = make_source(tmp_path / "a", [20, 200, 30])
   b = make_source(tmp_path / "b", [25])
   sampler = sampling.PairSampler([(a, 3.0), (b, 1.0)])
   rng = np.random.default_rng(0)
   drawn = [sampler.draw(rng) for _ in range(4000)]
-  of_a = [template for source, template, _ in drawn if source is a]
+  of_a = [draw.template for draw in drawn if draw.source is a]
   # Binomial(4000, .75): deviation 27; 3 sequences alike within a: deviation 26 of 1000.
   assert abs(len(of_a) - 3000) < 110
   counts = np.histogram(of_a, bins=[0, 20, 220, 250])[0]
   np.testing.assert_allclose(counts, len(of_a) / 3, atol=110)
 
 
-def test_both_frames_belong_to_one_sequence(tmp_path):
+def test_both_frames_belong_to_one_sequence(make_source, tmp_path):
   source = make_source(tmp_path / "a", [20, 40, 60])
   sampler = sampling.PairSampler([(source, 1.0)])
   rng = np.random.default_rng(0)
   for _ in range(300):
-    _, template, search = sampler.draw(rng)
-    assert np.searchsorted([20, 60], template, "right") == np.searchsorted(
-      [20, 60], search, "right"
-    )
-    assert template < search
+    draw = sampler.draw(rng)
+    positions = source.positions(draw.sequence)
+    assert positions.start <= draw.template < draw.search < positions.stop
 
 
-def test_short_and_hidden_sequences_do_not_take_part(tmp_path):
+def test_short_and_hidden_sequences_do_not_take_part(make_source, tmp_path):
   visible = np.ones(19 + 30 + 30, bool)
   visible[19 + 4 : 49] = False  # the second keeps 4 visible frames, one too few
   source = make_source(tmp_path / "a", [19, 30, 30], visible)
@@ -99,30 +118,84 @@ def test_short_and_hidden_sequences_do_not_take_part(tmp_path):
   np.testing.assert_array_equal(sampling.eligible_sequences(source, relaxed), [0, 1, 2])
 
 
-def test_still_images_all_take_part(tmp_path):
+def test_still_images_all_take_part(make_source, tmp_path):
   source = make_source(tmp_path / "a", [1, 1], is_video=False)
   sampler = sampling.PairSampler([(source, 1.0)])
-  assert {sampler.draw(np.random.default_rng(i))[1:] for i in range(20)} == {(0, 0), (1, 1)}
+  drawn = {sampler.draw(np.random.default_rng(i))[1:] for i in range(20)}
+  assert drawn == {(0, 0, 0), (1, 1, 1)}
 
 
-def test_a_source_without_an_eligible_sequence_is_named(tmp_path):
+def test_still_images_without_a_usable_box_are_left_out(make_source, tmp_path):
+  boxes = [[1, 1, 5, 5], [1, 1, 0, 5], [np.nan, 1, 5, 5], [1, np.inf, 5, 5], [1, 1, 0.5, 60]]
+  source = make_source(tmp_path / "a", [1] * 5, is_video=False, boxes_xywh=boxes)
+  eligible = sampling.eligible_sequences(source, sampling.SamplingSettings())
+  np.testing.assert_array_equal(eligible, [0, 4])
+
+
+def test_still_images_without_any_usable_box_are_named(make_source, tmp_path):
+  source = make_source(tmp_path / "flat", [1], is_video=False, boxes_xywh=[[1, 1, 0, 0]])
+  with pytest.raises(ValueError, match=r"flat.*positive width and height"):
+    sampling.PairSampler([(source, 1.0)])
+
+
+@pytest.mark.parametrize("is_video", [True, False])
+def test_only_chosen_sequences_take_part(make_source, tmp_path, is_video):
+  chosen = ["s2", "s0"]
+  source = make_source(tmp_path / "a", [20] * 4, is_video=is_video, sequences=chosen)
+  sampler = sampling.PairSampler([(source, 1.0)])
+  rng = np.random.default_rng(0)
+  assert {sampler.draw(rng).sequence for _ in range(50)} == {0, 2}
+
+
+def test_a_long_index_is_not_copied(make_source, tmp_path):
+  # 2 million frames: their cumulative sum alone would be 16 MB.
+  source = make_source(tmp_path / "a", [20_000] * 100)
+  assert source.index.visible.shape == (2_000_000,)
+  tracemalloc.start()
+  sampling.PairSampler([(source, 1.0)])
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 200_000
+
+
+def test_a_sampler_travels_to_a_worker_without_its_index(make_source, tmp_path):
+  source = make_source(tmp_path / "a", [500] * 20)
+  sampler = sampling.PairSampler([(source, 1.0)])
+  sent = pickle.dumps(sampler)
+  assert len(sent) < 3000
+  draws = [
+    sampler.draw(np.random.default_rng(3)),
+    pickle.loads(sent).draw(np.random.default_rng(3)),
+  ]
+  assert draws[0][1:] == draws[1][1:]
+
+
+def test_a_source_without_an_eligible_sequence_is_named(make_source, tmp_path):
   source = make_source(tmp_path / "short", [5])
   with pytest.raises(ValueError, match=r"short.*20 frames"):
     sampling.PairSampler([(source, 1.0)])
 
 
-@pytest.mark.parametrize("weights", [[], [0.0], [-1.0]])
-def test_senseless_weights_are_refused(tmp_path, weights):
+@pytest.mark.parametrize(
+  "wrong", [{"max_gap": 1}, {"gap_step": 0}, {"min_visible_over": 0}], ids=lambda w: next(iter(w))
+)
+def test_settings_that_could_search_for_ever_are_refused(wrong):
+  with pytest.raises(ValueError, match=next(iter(wrong))):
+    sampling.SamplingSettings(**wrong)
+
+
+@pytest.mark.parametrize("weights", [[], [0.0], [-1.0], [float("nan")]])
+def test_senseless_weights_are_refused(make_source, tmp_path, weights):
   source = make_source(tmp_path / "a", [30])
   with pytest.raises(ValueError, match="weights"):
     sampling.PairSampler([(source, weight) for weight in weights])
 
 
-def test_the_previous_visible_frame_is_the_last_one_before(tmp_path):
+def test_the_previous_visible_frame_is_the_last_one_before(make_source, tmp_path):
   visible = np.ones(30, bool)
   visible[7:10] = False
   source = make_source(tmp_path / "a", [30], visible)
   sampler = sampling.PairSampler([(source, 1.0)])
-  assert sampler.previous_visible(source, 2, 10) == 6
-  assert sampler.previous_visible(source, 2, 12) == 11
-  assert sampler.previous_visible(source, 2, 3) == 2
+  for search, expected in ((10, 6), (12, 11), (3, 2)):
+    draw = sampling.PairDraw(source, 0, 2, search)
+    assert sampler.previous_visible(draw) == expected

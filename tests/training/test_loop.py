@@ -53,10 +53,12 @@ def _batch(seed):
 
 
 class _Batches:
-  """Batches by number; can be told to fail, or to hand out a broken batch."""
+  """Batches by number; can be told to fail, or to hand out a broken batch, and what draws to report."""
 
-  def __init__(self, *, fail_at=None, broken_at=None):
+  def __init__(self, *, fail_at=None, broken_at=None, skipped_at=()):
     self._step, self._fail_at, self._broken_at = 0, fail_at, broken_at
+    self._skipped_at = skipped_at
+    self.counts = {"pairs": 0, "redraws": 0, "skipped": 0}
 
   def __next__(self):
     if self._step == self._fail_at:
@@ -65,6 +67,11 @@ class _Batches:
     if self._step == self._broken_at:
       batch["search_box_xywh"][0, 0] = np.nan
     self._step += 1
+    self.counts = {
+      "pairs": self.counts["pairs"] + 4,
+      "redraws": self.counts["redraws"] + 1,
+      "skipped": self.counts["skipped"] + int(self._step in self._skipped_at),
+    }
     return batch
 
   def get_state(self):
@@ -166,6 +173,53 @@ def test_damaged_mark_does_not_hide_the_newest_checkpoint(tmp_path, start):
   jax.tree.map(
     np.testing.assert_array_equal, restored, restore_step_variables(tmp_path, 2)["params"]
   )
+
+
+def test_draws_in_vain_are_logged_and_damage_is_told(tmp_path, start, capsys):
+  _train(tmp_path, start, _Batches(skipped_at=(3,)))
+  rows = [row for row in _rows(tmp_path) if "train/loss" in row]
+  assert {row["train/redraws_per_thousand_pairs"] for row in rows} == {250.0, 0.0}
+  # Counted when fetched, a step ahead: two batches before the first row, none before the last.
+  assert rows[0]["train/redraws_per_thousand_pairs"] == 250.0
+  skipped = [row["train/skipped_per_thousand_pairs"] for row in rows]
+  assert skipped == [0, 250, 0, 0, 0, 0]
+  told = [line for line in capsys.readouterr().out.splitlines() if "met a damaged" in line]
+  assert len(told) == 1
+  assert "step 2, process 0: 1 draws for 4 pairs" in told[0] and "1 so far" in told[0]
+
+
+def test_the_next_batch_travels_while_a_step_runs(tmp_path, start, monkeypatch):
+  events = []
+
+  def tell(event, function):
+    def told(*arguments):
+      events.append(event)
+      return function(*arguments)
+
+    return told
+
+  at_epoch = loop.CompiledSteps.at_epoch
+
+  def watched_at_epoch(self, epoch):
+    step = at_epoch(self, epoch)
+    dispatched = tell("dispatch", step)
+    return lambda state, batch: (dispatched if hasattr(state, "opt_state") else step)(state, batch)
+
+  settings = dataclasses.replace(SETTINGS, validate_every_epochs=100, save_every_epochs=100)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.CompiledSteps, "at_epoch", watched_at_epoch)
+    patch.setattr(_Batches, "__next__", tell("fetch", _Batches.__next__))
+    patch.setattr(loop.sharding, "put_batch", tell("send", sharding.put_batch))
+    patch.setattr(jax, "block_until_ready", tell("read", jax.block_until_ready))
+    patch.setattr(loop, "_mean_scalars", tell("read", loop._mean_scalars))
+    _train(tmp_path, start, _Batches(), settings)
+  steps = " ".join(events).split("dispatch")
+  assert len(steps) == 7
+  assert steps[0].split() == ["fetch", "send"]
+  # The first step is waited for once more, behind its compilation; the last one fetches nothing.
+  assert steps[1].split() == ["fetch", "send", "read", "read"]
+  assert all(step.split() == ["fetch", "send", "read"] for step in steps[2:6])
+  assert steps[6].split()[0] == "read"
 
 
 def test_schedule_needs_two_compilations():

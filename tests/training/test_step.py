@@ -146,6 +146,33 @@ def test_drop_path_differs_from_step_to_step_and_repeats_from_the_same_state():
   assert first.step == 1
 
 
+@pytest.mark.parametrize("kind", ["train", "validation"])
+def test_what_the_host_decided_is_done_to_the_images_and_not_to_the_labels(kind):
+  train_step, state = _small_step(SMALL.clone(drop_path_rate=0.0))
+  validation_step = jax.jit(step_lib.make_validation_step(SMALL, LossWeights()))
+  compiled = jax.jit(train_step)
+
+  def loss(batch):
+    if kind == "validation":
+      return validation_step(state.variables, batch)["loss"]
+    return compiled(state, batch)[1]["loss"]
+
+  flags = {
+    "grey": np.arange(8) == 2,
+    "template_flip": np.arange(8) % 2 == 0,
+    "search_flip": np.arange(8) % 3 == 0,
+  }
+  batch = _batch()
+  done = _batch()
+  for name in ("template", "search"):
+    flip = flags[f"{name}_flip"]
+    done[name][flip] = done[name][flip][:, :, ::-1]
+    grey = done[name][2].astype(np.float64) @ (0.299, 0.587, 0.114)
+    done[name][2] = np.rint(grey)[..., None]
+  np.testing.assert_allclose(loss(batch | flags), loss(done), rtol=1e-5)
+  assert abs(loss(batch) - loss(done)) > 1e-4
+
+
 def test_ground_truth_box_model_trains():
   train_step, state = _small_step(SMALL.clone(template_tokens="ground_truth_box"))
   state, metrics = jax.jit(train_step)(state, _batch())

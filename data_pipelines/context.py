@@ -1,0 +1,155 @@
+"""Context crops: the part of a frame that jittered crops can ever show, at the resolution they can show.
+
+Around a target of side r = sqrt(w * h), a crop of factor f is f * r' wide and its centre moves by at most
+c / 2 * r', where r' = r * exp(s * n) with n normal. With w and h both k = 3 deviations larger, a crop
+reaches (f + c) / 2 * r * exp(k * s) to every side: that much is stored, up to the frame's border. A crop of S
+pixels whose side is m = 3.5 deviations small (s / sqrt 2 each) shows S / (f * r * exp(-m * s / sqrt 2)) of its
+pixels a frame pixel: what is stored has that resolution, or the frame's where that is lower. One crop in
+4,000 would have shown more.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_pipelines.augmentation import AugmentationSettings
+
+# Bilinear reading and rounding look this many pixels past a crop.
+_MARGIN = 2
+# Storing more than this share of a frame's pixels is not worth encoding them again: at quality 95 a pixel
+# takes about twice the bytes that it takes in the files of the public sets.
+_WORTH = 0.5
+_RESOLUTION_SIGMAS = 3.5
+_FIELDS = (
+  "template_size",
+  "search_size",
+  "template_factor",
+  "search_factor",
+  "template_centre_jitter",
+  "template_scale_jitter",
+  "search_centre_jitter",
+  "search_scale_jitter",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextSettings:
+  """The crops that a context record must serve; the names are AugmentationSettings'.
+
+  sigmas: deviations of the size jitter that the stored area covers. jpeg_quality: of what is stored.
+  """
+
+  template_size: int = 128
+  search_size: int = 256
+  template_factor: float = 2.0
+  search_factor: float = 4.0
+  template_centre_jitter: float = 0.0
+  template_scale_jitter: float = 0.0
+  search_centre_jitter: float = 3.0
+  search_scale_jitter: float = 0.25
+  sigmas: float = 3.0
+  jpeg_quality: int = 95
+
+  def _crops(self):
+    for kind in ("template", "search"):
+      yield (
+        getattr(self, f"{kind}_size"),
+        getattr(self, f"{kind}_factor"),
+        getattr(self, f"{kind}_centre_jitter"),
+        getattr(self, f"{kind}_scale_jitter"),
+      )
+
+  @property
+  def reach(self) -> float:
+    """How far from the target's centre is stored, over sqrt(w * h)."""
+    return max((f + c) / 2 * math.exp(self.sigmas * s) for _, f, c, s in self._crops())
+
+  @property
+  def resolution(self) -> float:
+    """Stored pixels over sqrt(w * h)."""
+    return max(
+      size / (f * math.exp(-_RESOLUTION_SIGMAS * s / math.sqrt(2)))
+      for size, f, _, s in self._crops()
+    )
+
+  def augmentation(self) -> AugmentationSettings:
+    """Return the augmentation that these records were made for, the rest of it official."""
+    crops: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+    return AugmentationSettings(**crops)
+
+  def shortcomings(self, augmentation: AugmentationSettings) -> list[str]:
+    """Name what an augmentation asks for beyond what these records hold; empty if nothing."""
+    return [
+      f"{name} {getattr(augmentation, name):g} > {getattr(self, name):g}"
+      for name in _FIELDS
+      if getattr(augmentation, name) > getattr(self, name) * (1 + 1e-9)
+    ]
+
+
+# What the official configurations draw, by search size.
+PRESETS = {
+  256: ContextSettings(),
+  384: ContextSettings(
+    template_size=192,
+    search_size=384,
+    search_factor=5.0,
+    search_centre_jitter=4.5,
+    search_scale_jitter=0.5,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+  """A part of a frame and how large it is stored.
+
+  xyxy: integer pixels of the frame, the end exclusive. stored_wh: pixels.
+  """
+
+  xyxy: tuple[int, int, int, int]
+  stored_wh: tuple[int, int]
+
+
+def plan_region(
+  boxes_xywh: np.ndarray, frame_wh: tuple[int, int], settings: ContextSettings
+) -> Region | None:
+  """Return what to store of a frame with these targets, or None if no target is near the frame.
+
+  The whole frame as it is, where storing less would hardly save anything.
+
+  Args:
+    boxes_xywh: [k, 4] pixels of the frame, positive sizes; several targets share one region.
+    frame_wh: width and height of the frame.
+  """
+  width, height = frame_wh
+  boxes = np.asarray(boxes_xywh, np.float64).reshape(-1, 4)
+  sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
+  centres = boxes[:, :2] + boxes[:, 2:] / 2
+  reach = (settings.reach * sides + _MARGIN)[:, None]
+  low = np.floor((centres - reach).min(axis=0))
+  high = np.ceil((centres + reach).max(axis=0))
+  x1, y1 = (int(max(v, 0)) for v in low)
+  x2, y2 = int(min(high[0], width)), int(min(high[1], height))
+  if x2 <= x1 or y2 <= y1:
+    return None
+  scale = min(1.0, settings.resolution / sides.min())
+  stored_wh = (math.ceil((x2 - x1) * scale), math.ceil((y2 - y1) * scale))
+  if stored_wh[0] * stored_wh[1] > _WORTH * width * height:
+    return Region((0, 0, width, height), (width, height))
+  return Region((x1, y1, x2, y2), stored_wh)
+
+
+def cut_region(frame: np.ndarray, region: Region) -> np.ndarray:
+  """Cut a region out of a frame, uint8 [H, W, 3], and shrink it to its stored size.
+
+  Bilinear and without smoothing, as the official crops are taken: of OpenCV's kernels this one leaves
+  the least difference between a crop of the stored region and a crop of the frame.
+  """
+  x1, y1, x2, y2 = region.xyxy
+  part = frame[y1:y2, x1:x2]
+  if region.stored_wh == (x2 - x1, y2 - y1):
+    return part
+  return cv2.resize(part, region.stored_wh, interpolation=cv2.INTER_LINEAR)

@@ -1,0 +1,112 @@
+"""Prepare a data set once, for training from: `python -m data_pipelines.prepare --dataset=lasot ...`.
+
+  python -m data_pipelines.prepare --dataset=lasot --raw_dir=LaSOT --data_dir=prepared
+  python -m data_pipelines.prepare --dataset=folder --name=mine --raw_dir=videos --data_dir=prepared
+
+Started again after an interruption it goes on; finished shards are kept. What is stored is what crops of
+the official configurations can show (--context=256 or 384), or whole frames (--full_frames).
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+from data_pipelines import context, datasets, preparation
+from ostrack_jax import command_line
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_enum(
+  "dataset", None, list(datasets.DATASETS), "Layout of the raw data.", flag_values=FLAGS
+)
+flags.DEFINE_string("raw_dir", None, "Folder of the raw data.", flag_values=FLAGS)
+flags.DEFINE_string(
+  "data_dir",
+  "",
+  f"Root of all prepared data; if not given, the variable {datasets.DATA_DIR_VARIABLE}, else `prepared`.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "name",
+  None,
+  f"What to call data of your own ({', '.join(datasets.OWN)}); the raw folder's name if not given.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_list(
+  "splits", None, "Splits to prepare; by default those to train with.", flag_values=FLAGS
+)
+flags.DEFINE_enum(
+  "context",
+  None,
+  [str(size) for size in context.PRESETS],
+  "Keep what crops of this search size can show; 256 if nothing is said.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "full_frames", False, "Keep whole frames, JPEG files byte for byte.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "allow_missing",
+  False,
+  "Leave out what an official list names and the folder lacks.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  "num_workers",
+  os.cpu_count() or 1,
+  "Processes; 0 for this one alone.",
+  lower_bound=0,
+  flag_values=FLAGS,
+)
+flags.mark_flags_as_required(["dataset", "raw_dir"], flag_values=FLAGS)
+
+
+def main(argv) -> None:
+  """Run the command."""
+  del argv
+  command = "data_pipelines.prepare"
+  own = FLAGS.dataset in datasets.OWN
+  if FLAGS.full_frames and FLAGS.context:
+    sys.exit(
+      f"{command}: --full_frames and --context={FLAGS.context} exclude each other; choose one"
+    )
+  if FLAGS.name and not own:
+    sys.exit(
+      f"{command}: --name is for data of your own; {FLAGS.dataset} is stored as {FLAGS.dataset}"
+    )
+  raw = pathlib.Path(FLAGS.raw_dir)
+  if not raw.is_dir():
+    sys.exit(
+      f"{command}: there is no folder {raw}; --raw_dir is the folder that holds the raw data"
+    )
+  storage = None if FLAGS.full_frames else context.PRESETS[int(FLAGS.context or 256)]
+  name = (FLAGS.name or raw.resolve().name.replace("-", "_")) if own else ""
+  try:
+    directory = preparation.prepare_folder(
+      datasets.DATASETS[FLAGS.dataset],
+      raw,
+      datasets.data_dir(FLAGS.data_dir),
+      name,
+      storage=storage,
+      splits=FLAGS.splits,
+      allow_missing=FLAGS.allow_missing,
+      num_workers=FLAGS.num_workers,
+    )
+  except (ValueError, OSError) as error:
+    sys.exit(f"{command}: {error}")
+  except KeyboardInterrupt:
+    sys.exit(f"{command}: interrupted; the same command goes on from the finished shards")
+  for summary in preparation.summaries(directory, FLAGS.splits):
+    print(summary)
+  listed = [name] if own else [k for k, v in datasets.NAMES.items() if v[0] == FLAGS.dataset]
+  print(f"in {directory}\nconfigurations list it as {', '.join(listed)}")
+
+
+def run() -> None:
+  """Run as a command."""
+  command_line.run(main, "data_pipelines.prepare", FLAGS, __doc__)
+
+
+if __name__ == "__main__":
+  run()

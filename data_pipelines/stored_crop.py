@@ -1,0 +1,116 @@
+"""Cut crops from stored frames, whole or context crops, as if from the full frame."""
+
+import threading
+
+import cv2
+import numpy as np
+
+from data_pipelines.sources import StoredFrame
+from ostrack_jax import crop
+
+_scratch = threading.local()
+
+
+def cut(
+  stored: StoredFrame, around_xywh: np.ndarray, factor: float, output_size: int
+) -> tuple[np.ndarray, float, float]:
+  """Cut the square around a box, pad with black where the frame ends, and resize.
+
+  Args:
+    stored: a frame or the part of it that a context record holds.
+    around_xywh: [4] pixels of the full frame.
+    factor: crop side over sqrt(w * h).
+    output_size: side of the result in pixels.
+
+  Returns:
+    The crop [output_size, output_size, 3] uint8; the resize factor (crop pixels per frame pixel); and
+    the share, 0 to 1, of the frame pixels in the crop's square that are not stored (they repeat the
+    edge of what is). Of a stored region at full resolution the crop is the full frame's, bit for bit
+    but for its JPEG coding; of a shrunk one it has the same geometry, to 1/64 of a stored pixel.
+    Follows the official `sample_target`, its padding included: see ostrack_jax.crop.
+
+  Raises:
+    ValueError: from ostrack_jax.crop.crop_window.
+  """
+  window = crop.crop_window(around_xywh, factor)
+  resize_factor = output_size / window.side
+  width, height = stored.frame_wh
+  left, top, right, bottom = window.padding(height, width)
+  # What the crop shows of the frame, frame pixels, end exclusive.
+  x1, y1 = window.x1 + left, window.y1 + top
+  x2, y2 = window.x1 + window.side - right, window.y1 + window.side - bottom
+  if x2 <= x1 or y2 <= y1:
+    return np.zeros((output_size, output_size, 3), np.uint8), resize_factor, 0.0
+  rx1, ry1, rx2, ry2 = stored.region_xyxy
+  inside = max(min(x2, rx2) - max(x1, rx1), 0) * max(min(y2, ry2) - max(y1, ry1), 0)
+  missing = 1.0 - inside / ((x2 - x1) * (y2 - y1))
+  if missing == 0.0 and stored.is_full_resolution:
+    part = stored.image[y1 - ry1 : y2 - ry1, x1 - rx1 : x2 - rx1]
+    square = _padded(part, left, top, window.side) if left or top or right or bottom else part
+    return cv2.resize(square, (output_size, output_size)), resize_factor, 0.0
+  return _warp(stored, window, (x1, y1, x2, y2), output_size), resize_factor, missing
+
+
+def _padded(part: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
+  """Return the part in a black square, in memory that the thread's next call takes again.
+
+  Squares reach many megabytes, and fresh memory of that size costs more than copying into it.
+  """
+  buffer = getattr(_scratch, "buffer", None)
+  size = side * side * 3
+  if buffer is None or buffer.size < size:
+    buffer = _scratch.buffer = np.empty(size, np.uint8)
+  square = buffer[:size].reshape(side, side, 3)
+  bottom, right = top + part.shape[0], left + part.shape[1]
+  square[:top] = 0
+  square[bottom:] = 0
+  square[top:bottom, :left] = 0
+  square[top:bottom, right:] = 0
+  square[top:bottom, left:right] = part
+  return square
+
+
+def _shown(positions: np.ndarray, first: float, last: float, side_range) -> np.ndarray:
+  """Return how much of each sample, [n] in 0..1, comes from the frame and not from the padding.
+
+  A bilinear sample between the outermost frame pixel and black weighs the pixel by its nearness.
+  """
+  low, high = side_range
+  at = np.clip(positions, low, high)
+  return np.clip(np.minimum(at - first, last - at) + 1, 0, 1)
+
+
+def _warp(stored: StoredFrame, window: crop.CropWindow, shown_xyxy, output_size: int) -> np.ndarray:
+  """Sample a shrunk region where the full frame would have been sampled."""
+  x1, y1, x2, y2 = shown_xyxy
+  rx1, ry1, rx2, ry2 = stored.region_xyxy
+  step = window.side / output_size
+  grid = (np.arange(output_size) + 0.5) * step - 0.5
+  weights = [
+    _shown(start + grid, first, last - 1, (start, start + window.side - 1))
+    for start, first, last in ((window.x1, x1, x2), (window.y1, y1, y2))
+  ]
+  spans = [np.flatnonzero(weight) for weight in weights]
+  (i1, i2), (j1, j2) = ((int(s[0]), int(s[-1]) + 1) for s in spans)
+  height, width = stored.image.shape[:2]
+  scale_x, scale_y = width / (rx2 - rx1), height / (ry2 - ry1)
+  # Positions in the stored image, in 1/32 pixels, as cv2.remap wants them; cv2.warpAffine takes twice as long.
+  x = (window.x1 + grid[i1:i2] + 0.5 - rx1) * scale_x - 0.5
+  y = (window.y1 + grid[j1:j2] + 0.5 - ry1) * scale_y - 0.5
+  fixed_x, fixed_y = (np.rint(32 * v).astype(np.int32) for v in (x, y))
+  whole = np.empty((j2 - j1, i2 - i1, 2), np.int16)
+  whole[..., 0] = fixed_x >> 5
+  whole[..., 1] = (fixed_y >> 5)[:, None]
+  parts = ((fixed_y & 31) << 5)[:, None] + (fixed_x & 31)
+  image = cv2.remap(
+    stored.image, whole, parts.astype(np.uint16), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+  )
+  for axis, weight in enumerate((weights[0][i1:i2], weights[1][j1:j2])):
+    for k in np.flatnonzero(weight < 1):
+      line = image[:, k] if axis == 0 else image[k]
+      line[...] = np.rint(line * weight[k])
+  if image.shape[:2] == (output_size, output_size):
+    return image
+  square = np.zeros((output_size, output_size, 3), np.uint8)
+  square[j1:j2, i1:i2] = image
+  return square

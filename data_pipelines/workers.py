@@ -1,0 +1,89 @@
+"""Worker processes: started small, without an accelerator, and gone when training is gone.
+
+A spawned process first imports the main module of its parent, which for training means all of JAX and
+450 MB. Ours begin with this file in its place.
+"""
+
+import contextlib
+import importlib.util
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import types
+
+import cv2
+
+_SHARED_MEMORY = "/dev/shm"
+_SECONDS_TO_START = 30
+# grain imports jax, which must start no backend that takes an accelerator's memory. And glibc is to keep
+# the memory of one frame for the next: fresh pages cost a tenth of a worker's time.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "MALLOC_MMAP_THRESHOLD_": "1000000000",
+  "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+
+
+@contextlib.contextmanager
+def small_children(count: int):
+  """Let the processes that are spawned herein begin with this file instead of the main module.
+
+  Args:
+    count: how many; other threads may start them, so the end waits until as many are there, or until
+      it is clear that they will not come.
+  """
+  main, known = sys.modules["__main__"], {name: os.environ.get(name) for name in _ENVIRONMENT}
+  before = set(multiprocessing.active_children())
+  stand_in = types.ModuleType("__main__")
+  stand_in.__spec__ = importlib.util.find_spec(__name__)
+  sys.modules["__main__"] = stand_in
+  os.environ.update(_ENVIRONMENT)
+  try:
+    yield
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while len(set(multiprocessing.active_children()) - before) < count:
+      if time.monotonic() > deadline:
+        break
+      time.sleep(0.005)
+  finally:
+    sys.modules["__main__"] = main
+    for name, value in known.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value
+
+
+def begin_worker(worker_index: int, worker_count: int) -> None:
+  """Prepare a worker process; grain calls it there."""
+  del worker_index, worker_count
+  cv2.setNumThreads(1)
+  parent = multiprocessing.parent_process()
+
+  def follow_parent():
+    if parent is not None:
+      parent.join()
+      os._exit(1)
+
+  # grain's workers wait for room in a queue that a killed training never empties: they would stay.
+  threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def check_shared_memory(num_workers: int, batches: int, batch_bytes: int) -> None:
+  """Refuse workers whose batches shared memory cannot hold: writing beyond its end kills a process.
+
+  Raises:
+    ValueError: less is free than `batches` of each worker take.
+  """
+  if not os.path.isdir(_SHARED_MEMORY):
+    return
+  state = os.statvfs(_SHARED_MEMORY)
+  free, need = state.f_bavail * state.f_frsize, num_workers * batches * batch_bytes
+  if need > free:
+    raise ValueError(
+      f"{num_workers} worker processes pass batches of {batch_bytes / 1e6:.0f} MB through {_SHARED_MEMORY}, "
+      f"which has {free / 1e6:.0f} MB free and needs {need / 1e6:.0f}: enlarge it (docker run --shm-size), or "
+      "set data.num_workers lower, or to 0 for threads"
+    )

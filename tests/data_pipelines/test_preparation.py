@@ -1,0 +1,244 @@
+"""Prepared data is a function of the raw data: not of workers, kills, or who else prepares it."""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines import context, preparation, shards, sources, splits
+from data_pipelines.builders.lasot import Lasot
+from data_pipelines.builders.sequence_folder import SequenceFolder
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write_raw(root, names, length=6, size=(64, 48)):
+  """Write sequences of random frames whose third frame has no target."""
+  rng = np.random.default_rng(0)
+  for name in names:
+    folder = root / name / "img"
+    folder.mkdir(parents=True)
+    rows = []
+    for i in range(length):
+      frame = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), size)
+      cv2.imwrite(str(folder / f"{i + 1:08d}.jpg"), frame)
+      rows.append("0,0,0,0" if i == 2 else f"{10 + i},{8 + i},{6 + i},7")
+    (folder.parent / "groundtruth.txt").write_text("\n".join(rows) + "\n")
+    for mark in ("full_occlusion.txt", "out_of_view.txt"):
+      (folder.parent / mark).write_text(",".join("0" * length) + "\n")
+  return root
+
+
+def contents(directory: pathlib.Path) -> dict[str, str]:
+  return {
+    path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(directory.rglob("*"))
+    if path.is_file()
+  }
+
+
+@pytest.fixture
+def many(monkeypatch):
+  """Two sequences a shard, so that little data has several."""
+  monkeypatch.setattr(SequenceFolder, "SEQUENCES_PER_SHARD", 2)
+
+
+def prepare(raw, data_dir, **options):
+  return preparation.prepare_folder(SequenceFolder, raw, data_dir, "mine", **options)
+
+
+def test_whole_frames_are_kept_byte_for_byte(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abcde")
+  directory = prepare(raw, tmp_path / "data")
+  source = sources.FrameSource(directory)
+  assert len(list(directory.glob("*.array_record-*-of-00003"))) == 3
+  for number, name in enumerate("abcde"):
+    positions = source.positions(number)
+    for i in range(6):
+      want = (raw / name / f"img/{i + 1:08d}.jpg").read_bytes()
+      assert source.jpeg(positions.start + i) == want
+  assert list(source.index.names) == list("abcde")
+  np.testing.assert_array_equal(source.index.visible[:6], [1, 1, 0, 1, 1, 1])
+  np.testing.assert_array_equal(source.index.boxes_xywh[7], [11, 9, 7, 7])
+
+
+def test_context_records_leave_out_frames_without_a_target(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abc", size=(640, 480))
+  directory = prepare(raw, tmp_path / "data", storage=context.PRESETS[256])
+  source = sources.FrameSource(directory)
+  np.testing.assert_array_equal(source.index.records[:7], [0, 1, -1, 2, 3, 4, 5])
+  stored = source.stored_frame(7)
+  full = cv2.imread(str(raw / "b/img/00000002.jpg"))[..., ::-1]
+  x1, y1, x2, y2 = stored.region_xyxy
+  assert stored.frame_wh == (640, 480) and x2 - x1 < 300
+  assert np.abs(stored.image.astype(int) - full[y1:y2, x1:x2]).mean() < 3
+  with pytest.raises(ValueError, match=r"sequence a, frame 2.*not stored"):
+    source.stored_frame(2)
+  with pytest.raises(ValueError, match="--full_frames"):
+    source.frame(0)
+  with pytest.raises(ValueError, match="--full_frames"):
+    next(sources.iter_sequences(directory, "train"))
+
+
+def test_tfds_reads_what_was_written(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abc")
+  directory = prepare(raw, tmp_path / "data")
+  builder = tfds.builder_from_directory(directory)
+  assert builder.info.splits["train"].num_examples == 18
+  record = builder.as_data_source("train")[8]
+  assert (record["sequence"], record["frame"]) == (b"b", 2)
+  record = builder.as_data_source("train")[9]
+  np.testing.assert_array_equal(record["boxes_xywh"], [[13, 11, 9, 7]])
+  np.testing.assert_array_equal(record["frame_wh"], [64, 48])
+  want = cv2.imread(str(raw / "b/img/00000004.jpg"))[..., ::-1]
+  np.testing.assert_array_equal(record["jpeg"], want)
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abcde")
+  alone = contents(prepare(raw, tmp_path / "alone"))
+  assert alone == contents(prepare(raw, tmp_path / "three", num_workers=3))
+  assert "manifest.json" in alone and not any(".preparing" in name for name in alone)
+
+
+def test_finished_shards_are_not_done_again(tmp_path, many, monkeypatch):
+  raw = write_raw(tmp_path / "raw", "abcde")
+  damaged = raw / "e/img/00000004.jpg"
+  good = damaged.read_bytes()
+  damaged.write_bytes(good[: len(good) // 2])
+  with pytest.raises(ValueError, match=r"00000004\.jpg.*truncated"):
+    prepare(raw, tmp_path / "data")
+  damaged.write_bytes(good)
+  written = []
+  real = shards.write_shard
+  monkeypatch.setattr(
+    shards, "write_shard", lambda task, done: (written.append(task.number), real(task, done))
+  )
+  directory = prepare(raw, tmp_path / "data")
+  assert written == [2]
+  monkeypatch.undo()
+  monkeypatch.setattr(SequenceFolder, "SEQUENCES_PER_SHARD", 2)
+  assert contents(directory) == contents(prepare(raw, tmp_path / "undisturbed"))
+
+
+def test_a_leftover_of_other_raw_data_is_dropped(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abcde")
+  whole = raw / "e/img/00000004.jpg"
+  whole.write_bytes(b"no image")
+  with pytest.raises(ValueError):
+    prepare(raw, tmp_path / "data")
+  for path in sorted((raw / "e").rglob("*"), reverse=True):
+    path.rmdir() if path.is_dir() else path.unlink()
+  (raw / "e").rmdir()
+  directory = prepare(raw, tmp_path / "data")
+  assert contents(directory) == contents(prepare(raw, tmp_path / "undisturbed"))
+
+
+def test_a_split_can_be_added_later(tmp_path):
+  train, test = (splits.subset("lasot", split)[:2] for split in ("train", "test"))
+  raw = write_raw(tmp_path / "raw", [*train, *test])
+  options = {"allow_missing": True}
+  for data_dir, steps in (("a", [["train"], ["test"]]), ("b", [["train", "test"]])):
+    for step in steps:
+      directory = preparation.prepare_folder(
+        Lasot, raw, tmp_path / data_dir, splits=step, **options
+      )
+  assert contents(directory) == contents(
+    preparation.prepare_folder(Lasot, raw, tmp_path / "a", **options)
+  )
+  assert list(sources.FrameSource(directory, "test").index.names) == list(test)
+  (entry,) = [s for s in preparation.summaries(directory, ["test"])]
+  assert "2 sequences, 12 frames" in str(entry)
+
+
+def test_an_unknown_split_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r"no split 'valid', only train"):
+    prepare(tmp_path, tmp_path / "data", splits=["valid"])
+
+
+def test_another_folder_under_the_same_name_is_refused(tmp_path):
+  prepare(write_raw(tmp_path / "raw", "ab"), tmp_path / "data")
+  with pytest.raises(ValueError, match=r"prepared from something else \(root"):
+    prepare(write_raw(tmp_path / "other", "ab"), tmp_path / "data")
+
+
+def test_two_processes_prepare_once(tmp_path):
+  raw = write_raw(tmp_path / "raw", [f"s{i:02d}" for i in range(30)])
+  command = [sys.executable, "-m", "data_pipelines.prepare", "--dataset=folder", "--name=mine"]
+  command += [
+    f"--raw_dir={raw}",
+    f"--data_dir={tmp_path / 'data'}",
+    "--num_workers=0",
+    "--full_frames",
+  ]
+  running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
+  assert [process.wait(timeout=120) for process in running] == [0, 0]
+  directory = tmp_path / "data/sequence_folder/mine-full_frames/2.0.0"
+  assert contents(directory) == contents(prepare(raw, tmp_path / "undisturbed"))
+
+
+def test_kills_at_any_moment_leave_the_same_bytes(tmp_path):
+  names = splits.subset("lasot", "train")[:200]
+  raw = write_raw(tmp_path / "raw", names, length=50, size=(32, 24))
+  undisturbed = preparation.prepare_folder(
+    Lasot, raw, tmp_path / "undisturbed", storage=context.PRESETS[256], allow_missing=True
+  )
+  command = [sys.executable, "-m", "data_pipelines.prepare", "--dataset=lasot", "--allow_missing"]
+  command += [f"--raw_dir={raw}", f"--data_dir={tmp_path / 'data'}", "--num_workers=2"]
+  directory = tmp_path / "data/lasot/context256" / undisturbed.name
+  moments, kills = random.Random(0), 0
+  while kills < 10:
+    process = subprocess.Popen(
+      command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    # Between the first sign of work and a little later: before that there is nothing to spoil.
+    deadline = time.monotonic() + 30
+    while not (directory / ".preparing").exists() and time.monotonic() < deadline:
+      time.sleep(0.02)
+    time.sleep(moments.uniform(0, 2.5))
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+      kills += 1
+    process.wait()
+    if (directory / sources.MANIFEST).exists():
+      assert contents_without_work(directory) == contents(undisturbed)
+      for path in sorted(directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+      directory.rmdir()
+  subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+  assert contents(directory) == contents(undisturbed)
+  manifest = json.loads((directory / sources.MANIFEST).read_text())
+  assert manifest["splits"]["train"]["frames"] == 10_000
+
+
+def contents_without_work(directory):
+  return {k: v for k, v in contents(directory).items() if not k.startswith(".preparing")}
+
+
+class Vanishing(SequenceFolder):
+  """A builder whose process ends while it reads."""
+
+  name = "vanishing"
+
+  def read_sequence(self, split, key):
+    os._exit(1)
+
+
+def test_a_worker_that_vanishes_is_explained(tmp_path, monkeypatch):
+  # The worker imports this module by this name.
+  monkeypatch.setenv("PYTHONPATH", os.fspath(pathlib.Path(__file__).parent))
+  monkeypatch.setitem(sys.modules, "test_preparation", sys.modules[__name__])
+  monkeypatch.setattr(Vanishing, "__module__", "test_preparation")
+  raw = write_raw(tmp_path / "raw", "ab")
+  with pytest.raises(ValueError, match="worker process ended"):
+    preparation.prepare_folder(Vanishing, raw, tmp_path / "data", "mine", num_workers=1)
