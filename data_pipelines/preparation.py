@@ -294,10 +294,12 @@ def _write_tfds_metadata(builder_class, config, directory: pathlib.Path, known: 
       name=split,
       shard_lengths=entry["shard_lengths"],
       num_bytes=sum(entry["shard_bytes"]),
-      # TFDS takes any path, whatever its annotation says.
-      # pyrefly: ignore[bad-argument-type]
       filename_template=naming.ShardedFileTemplate(
-        data_dir=directory, dataset_name=builder.name, split=split, filetype_suffix="array_record"
+        # TFDS takes any path, whatever its annotation says.
+        data_dir=directory,  # pyrefly: ignore[bad-argument-type]
+        dataset_name=builder.name,
+        split=split,
+        filetype_suffix="array_record",
       ),
     )
     for split, entry in known.items()
