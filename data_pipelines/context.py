@@ -82,11 +82,20 @@ class ContextSettings:
 
   def shortcomings(self, augmentation: AugmentationSettings) -> list[str]:
     """Name what an augmentation asks for beyond what these records hold; empty if nothing."""
-    return [
-      f"{name} {getattr(augmentation, name):g} > {getattr(self, name):g}"
-      for name in _FIELDS
-      if getattr(augmentation, name) > getattr(self, name) * (1 + 1e-9)
-    ]
+    crops: dict[str, Any] = {name: getattr(augmentation, name) for name in _FIELDS}
+    need = ContextSettings(**crops)
+    found = []
+    if need.reach > self.reach * (1 + 1e-9):
+      found.append(
+        f"crops reach {need.reach:.2f} box sides from the target, {self.reach:.2f} are stored: factor or jitter "
+        "is larger"
+      )
+    if need.resolution > self.resolution * (1 + 1e-9):
+      found.append(
+        f"crops show a box side in {need.resolution:.0f} pixels, {self.resolution:.0f} are stored: the size is "
+        "larger or the factor smaller"
+      )
+    return found
 
 
 # What the official configurations draw, by search size.

@@ -52,6 +52,11 @@ NAMES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+def is_reserved(name: str) -> bool:
+  """Return whether a name means something already, and cannot be given to data of one's own."""
+  return name in NAMES or name in ("procedural", "procedural_test", "folder")
+
+
 def data_dir(given: str | os.PathLike[str] = "") -> pathlib.Path:
   """Return the root of all prepared data: what is given, else OSTRACK_DATA_DIR, else `prepared`."""
   return pathlib.Path(given or os.environ.get(DATA_DIR_VARIABLE) or "prepared")
@@ -140,13 +145,18 @@ def locate(
     sequences = None if part is None else splits.subset(dataset, part)
     return [_fitting(found, split, sequences, name, augmentation)]
   own, _, split = name.partition(":")
-  found = [path for dataset in OWN for path in _stored(root, DATASETS[dataset], own)]
+  kinds = {DATASETS[dataset]: _stored(root, DATASETS[dataset], own) for dataset in OWN}
+  found = [path for paths in kinds.values() for path in paths]
+  if sum(map(bool, kinds.values())) > 1:
+    raise ValueError(
+      f"data set {name!r} was prepared from several layouts: {', '.join(map(str, found))}; delete all but one"
+    )
   if not found:
     raise FileNotFoundError(
       f"data set {name!r} is not prepared in {root}; known names are {', '.join(NAMES)}, procedural, "
       "procedural_test, folder, and those given to `python -m data_pipelines.prepare --name=...`"
     )
-  return [_fitting(sorted(set(found)), split or "train", None, name, augmentation)]
+  return [_fitting(found, split or "train", None, name, augmentation)]
 
 
 def _stored(root: pathlib.Path, builder_class, name: str) -> list[pathlib.Path]:
@@ -164,7 +174,9 @@ def _fitting(directories, split: str, sequences, name: str, augmentation) -> Loc
   for directory in directories:
     manifest = sources.read_manifest(directory)
     if split not in manifest["splits"]:
-      reasons.append(f"{directory} has no split {split}, only {', '.join(manifest['splits'])}")
+      reasons.append(
+        f"{directory} has no split {split}, only {', '.join(manifest['splits'])}: prepare it with --splits={split}"
+      )
       continue
     storage = manifest["storage"]
     if storage is None:
@@ -177,7 +189,7 @@ def _fitting(directories, split: str, sequences, name: str, augmentation) -> Loc
       return Located(directory, split, sequences)
     reasons.append(f"{directory} holds context crops for less ({', '.join(lacking)})")
   raise ValueError(
-    f"data set {name!r} cannot serve: {'; '.join(reasons)}. Prepare it with --context=384 or --full_frames"
+    f"data set {name!r} cannot serve: {'; '.join(reasons)}. Where crops are too small, prepare it with --context=384 or --full_frames"
   )
 
 

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures.process
 import contextlib
-import dataclasses
 import fcntl
 import json
 import multiprocessing
@@ -19,7 +18,7 @@ import tqdm
 from tensorflow_datasets.core import naming
 from tensorflow_datasets.core import splits as tfds_splits
 
-from data_pipelines import context, frame_index, shards, sources
+from data_pipelines import context, frame_index, shards, sources, workers
 from data_pipelines.builders import frame_records
 
 _WORK = ".preparing"
@@ -67,8 +66,12 @@ def prepare(
     _check_same(done, builder_class, config, {}, directory)
     return directory
   keys = _list(builder_class, config, splits, directory)
+  prints = {
+    split: frame_records.fingerprint(builder_class, config, split, found)
+    for split, found in keys.items()
+  }
   if done is not None:
-    _check_same(done, builder_class, config, keys, directory)
+    _check_same(done, builder_class, config, prints, directory)
     if set(splits) <= done["splits"].keys() and not (directory / _WORK).exists():
       return directory
   foreign = done is None and directory.exists() and any(directory.iterdir())
@@ -76,8 +79,13 @@ def prepare(
     raise FileExistsError(f"{directory} exists but was not made by this program: move it away")
   directory.mkdir(parents=True, exist_ok=True)
   with _only_one(directory):
+    if (directory / sources.MANIFEST).is_file():
+      # Another process may have finished meanwhile, with something else under this name.
+      _check_same(sources.read_manifest(directory), builder_class, config, prints, directory)
     for split in splits:
-      _prepare_split(builder_class, config, directory, split, keys[split], num_workers)
+      _prepare_split(
+        builder_class, config, directory, split, keys[split], prints[split], num_workers
+      )
     shutil.rmtree(directory / _WORK, ignore_errors=True)
   return directory
 
@@ -127,7 +135,7 @@ def _list(builder_class, config, splits, directory) -> dict[str, list]:
   return keys
 
 
-def _check_same(manifest: dict, builder_class, config, keys: dict, directory) -> None:
+def _check_same(manifest: dict, builder_class, config, prints: dict, directory) -> None:
   """Refuse a directory that was made from something else."""
   ours, theirs = json.loads(json.dumps(config.describe())), manifest["made_from"]
   if not builder_class.IDENTIFIED_BY_ROOT:
@@ -136,23 +144,33 @@ def _check_same(manifest: dict, builder_class, config, keys: dict, directory) ->
   if differing:
     details = ", ".join(f"{k} {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in differing)
     raise ValueError(
-      f"{directory} was prepared from something else ({details}): choose another name, or delete that directory"
+      f"{directory} was prepared from something else ({details}): {_cure(builder_class)}"
     )
-  for split, found in keys.items():
+  for split, ours in prints.items():
     known = manifest["splits"].get(split)
-    if known and known["list_sha256"] != frame_records.digest(found):
-      raise ValueError(
-        f"{directory} was prepared from {known['listed']} sequences, now there are {len(found)} or they are "
-        "others: choose another name, or delete that directory"
+    if known and known["made_from"] != ours:
+      theirs = known["made_from"]
+      changed = (
+        "their annotations are others"
+        if ours["sequences"] == theirs["sequences"]
+        else f"now there are {ours['sequences']} or they are others"
       )
+      raise ValueError(
+        f"{directory} was prepared from {theirs['sequences']} sequences, {changed}: {_cure(builder_class)}"
+      )
+
+
+def _cure(builder_class) -> str:
+  if builder_class.IDENTIFIED_BY_ROOT:
+    return "choose another name, or delete that directory"
+  return "delete that directory to prepare it anew"
 
 
 @contextlib.contextmanager
 def _only_one(directory: pathlib.Path) -> Iterator[None]:
   """Let one process at a time into a directory."""
-  work = directory / _WORK
-  work.mkdir(exist_ok=True)
-  with open(work / "lock", "w") as file:
+  # Beside the directory and never deleted: whoever waits for a deleted lock waits for nobody.
+  with open(directory.parent / f".{directory.name}.lock", "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,7 +179,9 @@ def _only_one(directory: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _prepare_split(builder_class, config, directory, split: str, keys: list, num_workers: int):
+def _prepare_split(
+  builder_class, config, directory, split: str, keys: list, made_from: dict, num_workers: int
+):
   manifest_path = directory / sources.MANIFEST
   manifest = sources.read_manifest(directory) if manifest_path.is_file() else None
   if manifest is not None and split in manifest["splits"]:
@@ -172,7 +192,7 @@ def _prepare_split(builder_class, config, directory, split: str, keys: list, num
   total = -(-len(keys) // size)
   plan = {
     "made_from": config.describe(),
-    "list_sha256": frame_records.digest(keys),
+    "sequences": made_from,
     "shards": total,
   }
   _start_over_unless(plan, directory, work / f"{split}.json", split)
@@ -189,7 +209,12 @@ def _prepare_split(builder_class, config, directory, split: str, keys: list, num
   parts = [task.index_part for task in tasks]
   frame_index.write(sources.index_path(directory, split), parts)
   summary = _summarise(parts, sources.index_path(directory, split))
-  entry = {"listed": len(keys), "list_sha256": plan["list_sha256"], **summary}
+  if not summary["records"]:
+    raise ValueError(
+      f"{builder_class.name}, split {split}: in none of its {summary['frames']} frames is a target visible, so "
+      "there is nothing to store; `python -m data_pipelines.validate` shows what the boxes are"
+    )
+  entry = {"made_from": made_from, **summary}
   known = {} if manifest is None else manifest["splits"]
   known = {**known, split: entry}
   _write_tfds_metadata(builder_class, config, directory, known)
@@ -236,6 +261,7 @@ def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) 
   # A fork would copy the threads of jax.
   spawn = multiprocessing.get_context("spawn")
   progress = spawn.SimpleQueue()
+  lifeline, held = spawn.Pipe(duplex=False)
 
   def show():
     while progress.get() is not None:
@@ -244,20 +270,24 @@ def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) 
   thread = threading.Thread(target=show, daemon=True)
   thread.start()
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(num_workers, max(len(waiting), 1)), spawn, shards.begin_worker, (progress,)
+    min(num_workers, max(len(waiting), 1)), spawn, shards.begin_worker, (progress, lifeline)
   )
   try:
-    for future in concurrent.futures.as_completed(
-      [pool.submit(shards.write_in_worker, task) for task in waiting]
-    ):
+    with workers.deaf_children():
+      running = [pool.submit(shards.write_in_worker, task) for task in waiting]
+    for future in concurrent.futures.as_completed(running):
       future.result()
+    pool.shutdown()
   except concurrent.futures.process.BrokenProcessPool as error:
     raise ValueError(
       "a worker process ended without a word, perhaps for lack of memory: start again with fewer "
       "--num_workers; finished shards are kept"
     ) from error
   finally:
-    pool.shutdown(cancel_futures=True)
+    # Ends the workers, whatever they are at. Not cancelled, which the executor does not survive when its
+    # processes end as well.
+    held.close()
+    pool.shutdown()
     progress.put(None)
     thread.join()
 
@@ -312,31 +342,3 @@ def _write_tfds_metadata(builder_class, config, directory: pathlib.Path, known: 
     builder.info.write_to_directory(made)
   for path in sorted(made.iterdir()):
     os.replace(path, directory / path.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """What a prepared split holds, for people."""
-
-  name: str
-  entry: dict
-
-  def __str__(self) -> str:
-    e = self.entry
-    smallest, low, median, high, largest = e["box_side_px"]
-    saved = 1 - e["stored_bytes"] / max(e["raw_bytes"], 1)
-    return (
-      f"{self.name}: {e['sequences']:,} sequences, {e['frames']:,} frames, {e['records']:,} of them stored\n"
-      f"  target visible in {e['visible'] / max(e['positions'], 1):.1%} of {e['positions']:,} boxes\n"
-      f"  box side sqrt(w h), pixels: {smallest:g} smallest, {low:g} / {median:g} / {high:g} quartiles, "
-      f"{largest:g} largest\n"
-      f"  {e['raw_bytes'] / 1e6:,.1f} MB of images in, {e['stored_bytes'] / 1e6:,.1f} MB out "
-      f"({saved:.0%} saved), {len(e['shard_lengths'])} shards"
-    )
-
-
-def summaries(directory: pathlib.Path, splits: Sequence[str] | None = None) -> list[Summary]:
-  """Return the figures of a prepared directory's splits."""
-  manifest = sources.read_manifest(directory)
-  chosen = manifest["splits"] if splits is None else splits
-  return [Summary(f"{manifest['builder']} {split}", manifest["splits"][split]) for split in chosen]

@@ -9,11 +9,12 @@ the official configurations can show (--context=256 or 384), or whole frames (--
 
 import os
 import pathlib
+import re
 import sys
 
 from absl import flags
 
-from data_pipelines import context, datasets, preparation
+from data_pipelines import context, datasets, preparation, prepared_summary, sources
 from ostrack_jax import command_line
 
 FLAGS = command_line.new_flags()
@@ -81,7 +82,11 @@ def main(argv) -> None:
       f"{command}: there is no folder {raw}; --raw_dir is the folder that holds the raw data"
     )
   storage = None if FLAGS.full_frames else context.PRESETS[int(FLAGS.context or 256)]
-  name = (FLAGS.name or raw.resolve().name.replace("-", "_")) if own else ""
+  name = (FLAGS.name or re.sub(r"\W", "_", raw.resolve().name)) if own else ""
+  if datasets.is_reserved(name):
+    sys.exit(f"{command}: {name!r} means something else in configurations; choose another --name")
+  if FLAGS.splits is not None and not FLAGS.splits:
+    sys.exit(f"{command}: --splits is empty; leave it out for the default")
   try:
     directory = preparation.prepare_folder(
       datasets.DATASETS[FLAGS.dataset],
@@ -97,9 +102,12 @@ def main(argv) -> None:
     sys.exit(f"{command}: {error}")
   except KeyboardInterrupt:
     sys.exit(f"{command}: interrupted; the same command goes on from the finished shards")
-  for summary in preparation.summaries(directory, FLAGS.splits):
+  for summary in prepared_summary.summaries(directory, FLAGS.splits):
     print(summary)
-  listed = [name] if own else [k for k, v in datasets.NAMES.items() if v[0] == FLAGS.dataset]
+  stored = sources.read_manifest(directory)["splits"]
+  listed = [k for k, v in datasets.NAMES.items() if v[0] == FLAGS.dataset and v[1] in stored]
+  if own:
+    listed = [name if split == "train" else f"{name}:{split}" for split in stored]
   print(f"in {directory}\nconfigurations list it as {', '.join(listed)}")
 
 

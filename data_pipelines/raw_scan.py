@@ -6,7 +6,6 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 import tqdm
 
-from data_pipelines import raw_checks
+from data_pipelines import raw_checks, workers
 from data_pipelines.builders import frame_records
 from data_pipelines.raw_findings import KINDS, SEVERITIES, Finding, Picture, SequenceReport
 
@@ -92,7 +91,7 @@ def _each(
     initargs=(lifeline, builder_class, config),
   )
   try:
-    with _deaf_children():
+    with workers.deaf_children():
       waiting = collections.deque(executor.submit(_check, part) for part in parts)
     while waiting:
       yield from waiting.popleft().result()
@@ -105,17 +104,6 @@ def _each(
     # Not cancelled, which this Python's executor does not survive when its processes end as well.
     held.close()
     executor.shutdown()
-
-
-@contextlib.contextmanager
-def _deaf_children():
-  """Keep Ctrl-C, which reaches the whole group, from processes started meanwhile: the parent decides."""
-  # Inherited by processes; to this one it comes afterwards.
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_worker(lifeline, builder_class, config) -> None:

@@ -1,7 +1,7 @@
 """Write one shard of a prepared data set: its records, and beside them what the index needs of them."""
 
+import contextlib
 import dataclasses
-import multiprocessing
 import os
 import pathlib
 import threading
@@ -58,17 +58,17 @@ class ShardTask:
       return int(part["shard_bytes"]) == self.path.stat().st_size
 
 
-def begin_worker(progress=None) -> None:
-  """Set a worker process up: one thread, an end with its parent, and where to report progress."""
+def begin_worker(progress, lifeline) -> None:
+  """Set a worker process up: where to report progress, and an end with the lifeline's other end."""
   global _progress
   _progress = progress
   cv2.setNumThreads(1)
-  parent = multiprocessing.parent_process()
 
   def follow_parent():
-    if parent is not None:
-      parent.join()
-      os._exit(1)
+    # The parent sends nothing: this ends with it, or when it closes its end.
+    with contextlib.suppress(EOFError, OSError):
+      lifeline.recv()
+    os._exit(1)
 
   threading.Thread(target=follow_parent, daemon=True).start()
 

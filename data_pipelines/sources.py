@@ -186,7 +186,7 @@ class FrameSource:
           )
         reader = array_record_module.ArrayRecordReader(os.fspath(paths[0]), _READER_OPTIONS)
         if reader.num_records() != self._shard_lengths[shard]:
-          raise ValueError(
+          raise DamagedRecordError(
             f"{self._shard_lengths[shard]} records expected in {paths[0]}, {reader.num_records()} found; delete "
             "the directory and prepare it again"
           )
@@ -225,7 +225,9 @@ class FrameSource:
     """Read and decode what is stored of a frame; raises as `jpeg` does."""
     image = jpeg.decode(self.jpeg(position))
     if image is None:
-      raise DamagedRecordError(f"cannot decode the image of {self.describe(position)}")
+      raise DamagedRecordError(
+        f"cannot decode the image of {self.describe(position)}; delete the directory and prepare it again"
+      )
     record = int(self.index.records[position])
     region = tuple(self.index.regions_xyxy[record].tolist())
     return StoredFrame(image, region, tuple(self.index.frames_wh[record].tolist()))

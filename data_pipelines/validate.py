@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipelines import check_report, datasets, raw_scan
+from data_pipelines import check_report, context, datasets, raw_scan
 from data_pipelines.builders import frame_records
 from data_pipelines.sources import MANIFEST, FrameSource
 from ostrack_jax import command_line
@@ -172,7 +172,13 @@ def _preview() -> None:
 def _open(name: str, split: str, augmentation) -> list[tuple[FrameSource, float]]:
   """Open a prepared directory, or what a data set's name stands for."""
   if (pathlib.Path(name) / MANIFEST).is_file():
-    return [(FrameSource(name, split), 1.0)]
+    source = FrameSource(name, split)
+    lacking = (
+      context.ContextSettings(**source.storage).shortcomings(augmentation) if source.storage else []
+    )
+    if lacking:
+      raise ValueError(f"{name} holds context crops for less: {'; '.join(lacking)}")
+    return [(source, 1.0)]
   settings = datasets.DatasetSettings(data_dir=datasets.data_dir(FLAGS.data_dir))
   return datasets.open_mixture([name], [1.0], settings, augmentation)
 

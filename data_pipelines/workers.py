@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -54,6 +55,17 @@ def small_children(count: int):
         del os.environ[name]
       else:
         os.environ[name] = value
+
+
+@contextlib.contextmanager
+def deaf_children():
+  """Keep Ctrl-C, which reaches the whole group, from processes started meanwhile: the parent decides."""
+  # Inherited by processes; to this one it comes afterwards.
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(worker_index: int, worker_count: int) -> None:

@@ -56,7 +56,7 @@ class Got10k(frame_records.FrameRecordBuilder):
     return layouts.without_missing(
       expected,
       missing,
-      f"GOT-10k {split} sequences in {path.parent} and its list.txt",
+      f"GOT-10k {split} sequences in {path.parent} and its list.txt (--splits chooses between train and val)",
       allow_missing=self.builder_config.allow_missing,
     )
 

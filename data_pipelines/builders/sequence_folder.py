@@ -1,5 +1,6 @@
 """A folder of tracking sequences as a TFDS data set: own data, OTB, LaSOT, TinyTLP, VOT layouts."""
 
+import hashlib
 import os
 import pathlib
 import re
@@ -99,7 +100,7 @@ def read_annotation(folder: pathlib.Path, name: str, frame_count: int):
       f"sequence {name}: {count} boxes in {path} but {frame_count} frames; every box needs its frame"
     )
   if count < frame_count:
-    logging.info(
+    logging.warning(
       "sequence %s: %d frames, %d boxes; later frames are left out", name, frame_count, count
     )
   visible = ~boxes.absent
@@ -124,6 +125,12 @@ class SequenceFolder(frame_records.FrameRecordBuilder):
     """Return the folders of the sequences below the root; see `find_sequences`."""
     del split
     return list(find_sequences(self.root))
+
+  def annotation_digest(self, split: str, key: str) -> str:
+    """Return a SHA-256 of the box file."""
+    del split
+    path = annotation_file(self.root / pathlib.PurePosixPath(key))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
   def read_sequence(self, split: str, key: str) -> RawSequence:
     """Read one sequence; see `find_frames` and `read_annotation` for what is refused."""

@@ -83,5 +83,10 @@ def test_what_an_augmentation_lacks_is_named():
   smaller = AugmentationSettings(search_size=128, template_size=64, search_centre_jitter=1.0)
   assert settings.shortcomings(smaller) == []
   wider = dataclasses.replace(AugmentationSettings(), search_factor=5.0)
-  assert settings.shortcomings(wider) == ["search_factor 5 > 4"]
+  (lacking,) = settings.shortcomings(wider)
+  assert "crops reach 8.47 box sides" in lacking
+  # A smaller factor shows the target larger than it is stored.
+  for closer in ({"search_factor": 2.0}, {"template_factor": 1.0}, {"search_size": 384}):
+    (lacking,) = settings.shortcomings(dataclasses.replace(AugmentationSettings(), **closer))
+    assert "are stored: the size is larger or the factor smaller" in lacking
   assert context.PRESETS[384].shortcomings(AugmentationSettings()) == []

@@ -1,5 +1,6 @@
 """Prepared data is a function of the raw data: not of workers, kills, or who else prepares it."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import context, preparation, shards, sources, splits
+from data_pipelines import context, datasets, preparation, prepared_summary, shards, sources, splits
 from data_pipelines.builders.lasot import Lasot
+from data_pipelines.builders.masks import MaskSequences
 from data_pipelines.builders.sequence_folder import SequenceFolder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -157,7 +159,7 @@ def test_a_split_can_be_added_later(tmp_path):
     preparation.prepare_folder(Lasot, raw, tmp_path / "a", **options)
   )
   assert list(sources.FrameSource(directory, "test").index.names) == list(test)
-  (entry,) = [s for s in preparation.summaries(directory, ["test"])]
+  (entry,) = [s for s in prepared_summary.summaries(directory, ["test"])]
   assert "2 sequences, 12 frames" in str(entry)
 
 
@@ -242,3 +244,88 @@ def test_a_worker_that_vanishes_is_explained(tmp_path, monkeypatch):
   raw = write_raw(tmp_path / "raw", "ab")
   with pytest.raises(ValueError, match="worker process ended"):
     preparation.prepare_folder(Vanishing, raw, tmp_path / "data", "mine", num_workers=1)
+
+
+def test_who_waited_is_refused_what_another_made_under_the_name(tmp_path):
+  first = write_raw(tmp_path / "first", [f"s{i:02d}" for i in range(40)])
+  second = write_raw(tmp_path / "second", "ab")
+  command = [sys.executable, "-m", "data_pipelines.prepare", "--dataset=folder", "--name=mine"]
+  command += [f"--data_dir={tmp_path / 'data'}", "--num_workers=0", "--full_frames"]
+  lock = tmp_path / "data/sequence_folder/mine-full_frames/.2.0.0.lock"
+  lock.parent.mkdir(parents=True)
+  with open(lock, "w") as held:
+    fcntl.flock(held, fcntl.LOCK_EX)
+    running = [
+      subprocess.Popen(
+        [*command, f"--raw_dir={raw}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+      )
+      for raw in (first, second)
+    ]
+    time.sleep(4)
+  ends = [(process.communicate(timeout=60)[1].decode(), process.returncode) for process in running]
+  assert sorted(code for _, code in ends) == [0, 1]
+  assert any("was prepared from something else" in text for text, _ in ends)
+
+
+def test_edited_boxes_are_not_taken_for_those_that_were_prepared(tmp_path):
+  raw = write_raw(tmp_path / "raw", "ab")
+  prepare(raw, tmp_path / "data")
+  path = raw / "a/groundtruth.txt"
+  path.write_text(path.read_text().replace("10,8,6,7", "10,8,9,7"))
+  with pytest.raises(ValueError, match=r"2 sequences, their annotations are others.*delete"):
+    prepare(raw, tmp_path / "data")
+
+
+def test_a_set_without_a_visible_target_is_refused(tmp_path):
+  raw = write_raw(tmp_path / "raw", "a")
+  (raw / "a/groundtruth.txt").write_text("0,0,0,0\n" * 6)
+  with pytest.raises(ValueError, match="in none of its 6 frames is a target visible"):
+    prepare(raw, tmp_path / "data", storage=context.PRESETS[256])
+
+
+def test_a_damaged_file_with_an_end_marker_is_named(tmp_path):
+  raw = write_raw(tmp_path / "raw", "a")
+  path = raw / "a/img/00000005.jpg"
+  path.write_bytes(path.read_bytes()[:-400] + b"\xff\xd9")
+  with pytest.raises(ValueError, match=r"00000005\.jpg, is damaged"):
+    prepare(raw, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["folder", "procedural", "lasot_train"])
+def test_names_that_mean_something_else_are_refused(tmp_path, name):
+  command = [sys.executable, "-m", "data_pipelines.prepare", "--dataset=folder", f"--name={name}"]
+  done = subprocess.run(
+    [*command, f"--raw_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  assert f"'{name}' means something else in configurations" in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_in_one_sentence_and_can_go_on(tmp_path):
+  names = splits.subset("lasot", "train")[:200]
+  raw = write_raw(tmp_path / "raw", names, length=50, size=(32, 24))
+  command = [sys.executable, "-m", "data_pipelines.prepare", "--dataset=lasot", "--allow_missing"]
+  command += [f"--raw_dir={raw}", f"--data_dir={tmp_path / 'data'}", "--num_workers=2"]
+  process = subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+  )
+  directory = tmp_path / "data/lasot/context256/2.0.0"
+  deadline = time.monotonic() + 60
+  while not list(directory.glob(".preparing/*.npz")) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  os.killpg(process.pid, signal.SIGINT)
+  errors = process.communicate(timeout=60)[1].decode()
+  assert process.returncode == 1
+  assert "interrupted; the same command goes on" in errors and "Traceback" not in errors
+  subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+  assert (directory / sources.MANIFEST).exists()
+
+
+def test_one_name_in_two_layouts_is_refused(tmp_path):
+  for builder_class in (SequenceFolder, MaskSequences):
+    directory = tmp_path / builder_class.name / "mine-full_frames/2.0.0"
+    directory.mkdir(parents=True)
+    (directory / sources.MANIFEST).write_text("{}")
+  with pytest.raises(ValueError, match="prepared from several layouts"):
+    datasets.locate("mine", datasets.DatasetSettings(data_dir=tmp_path))

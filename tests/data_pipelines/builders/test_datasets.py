@@ -36,7 +36,7 @@ def test_the_smallest_way_of_storing_that_fits_is_taken(lasot_root, tmp_path):
   shutil.rmtree(stored[384])
   assert locate("lasot_train", tmp_path / "data", wide)[0].directory == stored[None]
   shutil.rmtree(stored[None])
-  with pytest.raises(ValueError, match=r"search_size 384 > 256.*--context=384"):
+  with pytest.raises(ValueError, match=r"the size is larger.*--context=384"):
     locate("lasot_train", tmp_path / "data", wide)
   with pytest.raises(ValueError, match="not whole frames"):
     locate("lasot_train", tmp_path / "data", None)
