@@ -47,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.folder_roots = ()
   # A record that cannot be read stops training with its name, or is skipped and counted: stop or skip.
   config.data.on_bad_record = "stop"
-  config.data.num_workers = 0
+  # Processes that read and crop, -1 for one a core; with 0, num_threads threads of this process do.
+  config.data.num_workers = -1
   config.data.num_threads = 16
 
   config.procedural = ml_collections.ConfigDict()

@@ -33,6 +33,7 @@ def get_config(arg: str = ""):
   config.data.validation = "procedural_test"
   config.data.validation_pairs = 512
   config.data.validation_search_centre = "previous_box"
+  config.data.num_workers = 0
   config.data.num_threads = 2
   config.procedural.train_sequences = 120
   config.procedural.test_sequences = 24

@@ -86,7 +86,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     seed=settings.seed,
     shard_index=jax.process_index(),
     shard_count=jax.process_count(),
-    num_workers=config.data.num_workers,
+    num_workers=_workers(config),
     num_threads=config.data.num_threads,
   )
   validation = datasets.open_mixture([config.data.validation], [1.0], data, pairs.augmentation)
@@ -149,8 +149,15 @@ def _data_settings(config) -> datasets.DatasetSettings:
     data_dir=datasets.data_dir(config.data.data_dir),
     folder_roots=tuple(config.data.folder_roots),
     procedural=datasets.procedural_settings(**config.procedural),
-    num_workers=max(0, min(config.data.num_workers, os.cpu_count() or 1)),
+    num_workers=min(_workers(config), os.cpu_count() or 1),
   )
+
+
+def _workers(config) -> int:
+  given = config.data.num_workers
+  if given < -1:
+    raise ValueError(f"config.data.num_workers {given}: it must be -1, 0 or a number of processes")
+  return (os.cpu_count() or 1) if given == -1 else given
 
 
 def _pipeline_settings(config) -> pipeline.PipelineSettings:

@@ -173,6 +173,7 @@ def test_folder_of_sequences_trains(config, tmp_path):
       {"train.batch_size": 6, "train.pairs_per_epoch": 6},
       "batch size 6 is not divisible by 4 devices",
     ),
+    ({"data.num_workers": -2}, "it must be -1, 0 or a number of processes"),
     ({"data.validation_pairs": 2}, "set config.data.validation_pairs to at least one batch"),
   ],
 )

@@ -116,7 +116,7 @@ def test_the_official_mixture_trains_from_all_four_sets(
       "model.keep_ratios": (0.7,),
       "data.validation": "got10k_val",
       "data.validation_pairs": 4,
-      "data.num_threads": 0,
+      "data.num_workers": 2,
       "sampling.min_length": 4,
       "sampling.min_visible_over": 1,
       "train.epochs": 1,
