@@ -4,6 +4,7 @@ device applies them to the crops (ostrack_jax/training/augmentation.py)."""
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,12 +18,33 @@ _STRIDE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentationSettings:
-  """Crop sizes in pixels, factors over sqrt(w * h), and how strongly to vary; defaults: OSTrack-256.
+class CropSettings:
+  """Crop sizes in pixels, factors over sqrt(w * h), and how far crops stray; defaults: OSTrack-256.
 
   Attributes:
     template_scale_jitter, search_scale_jitter: deviation of the log of width and height.
     template_centre_jitter, search_centre_jitter: width of the uniform shift over sqrt(w * h).
+  """
+
+  template_size: int = 128
+  search_size: int = 256
+  template_factor: float = 2.0
+  search_factor: float = 4.0
+  template_centre_jitter: float = 0.0
+  template_scale_jitter: float = 0.0
+  search_centre_jitter: float = 3.0
+  search_scale_jitter: float = 0.25
+
+  def crops(self) -> dict[str, Any]:
+    """Return these values by name, without what subclasses add."""
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(CropSettings)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(CropSettings):
+  """Which crops to take and how strongly to vary them; the defaults are OSTrack-256's.
+
+  Attributes:
     grey_probability, joint_flip_probability: of both crops together.
     separate_flip_probability: of a second flip, of each crop by itself.
     independent_flip: whether there is that second flip, as in the official code, which so mirrors
@@ -35,14 +57,6 @@ class AugmentationSettings:
       previous one, unjittered, as a tracker that lost nothing would.
   """
 
-  template_size: int = 128
-  search_size: int = 256
-  template_factor: float = 2.0
-  search_factor: float = 4.0
-  template_centre_jitter: float = 0.0
-  template_scale_jitter: float = 0.0
-  search_centre_jitter: float = 3.0
-  search_scale_jitter: float = 0.25
   grey_probability: float = 0.05
   joint_flip_probability: float = 0.5
   separate_flip_probability: float = 0.5

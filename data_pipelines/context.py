@@ -10,12 +10,11 @@ pixels a frame pixel: what is stored has that resolution, or the frame's where t
 
 import dataclasses
 import math
-from typing import Any
 
 import cv2
 import numpy as np
 
-from data_pipelines.augmentation import AugmentationSettings
+from data_pipelines.augmentation import AugmentationSettings, CropSettings
 
 # Bilinear reading and rounding look this many pixels past a crop.
 _MARGIN = 2
@@ -23,33 +22,15 @@ _MARGIN = 2
 # takes about twice the bytes that it takes in the files of the public sets.
 _WORTH = 0.5
 _RESOLUTION_SIGMAS = 3.5
-_FIELDS = (
-  "template_size",
-  "search_size",
-  "template_factor",
-  "search_factor",
-  "template_centre_jitter",
-  "template_scale_jitter",
-  "search_centre_jitter",
-  "search_scale_jitter",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ContextSettings:
-  """The crops that a context record must serve; the names are AugmentationSettings'.
+class ContextSettings(CropSettings):
+  """The crops that a context record must serve.
 
   sigmas: deviations of the size jitter that the stored area covers. jpeg_quality: of what is stored.
   """
 
-  template_size: int = 128
-  search_size: int = 256
-  template_factor: float = 2.0
-  search_factor: float = 4.0
-  template_centre_jitter: float = 0.0
-  template_scale_jitter: float = 0.0
-  search_centre_jitter: float = 3.0
-  search_scale_jitter: float = 0.25
   sigmas: float = 3.0
   jpeg_quality: int = 95
 
@@ -77,13 +58,11 @@ class ContextSettings:
 
   def augmentation(self) -> AugmentationSettings:
     """Return the augmentation that these records were made for, the rest of it official."""
-    crops: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-    return AugmentationSettings(**crops)
+    return AugmentationSettings(**self.crops())
 
-  def shortcomings(self, augmentation: AugmentationSettings) -> list[str]:
+  def shortcomings(self, augmentation: CropSettings) -> list[str]:
     """Name what an augmentation asks for beyond what these records hold; empty if nothing."""
-    crops: dict[str, Any] = {name: getattr(augmentation, name) for name in _FIELDS}
-    need = ContextSettings(**crops)
+    need = ContextSettings(**augmentation.crops())
     found = []
     if need.reach > self.reach * (1 + 1e-9):
       found.append(

@@ -44,10 +44,9 @@ NAMES: dict[str, tuple[str, str, str | None]] = {
   "trackingnet_train": ("trackingnet", "train", None),
   "coco2017_train": ("coco2017", "train", None),
   "coco2017_val": ("coco2017", "validation", None),
-  "got10k_val": ("got10k", "val", None),
   **{
-    f"got10k_{part}": ("got10k", "train", part)
-    for part in ("train_full", "vottrain", "votval", "vottrain_by_name", "votval_by_name")
+    f"got10k_{part}": ("got10k", splits.stored_part("got10k", part), part)
+    for part in splits.parts("got10k")
   },
 }
 

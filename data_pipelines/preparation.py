@@ -1,7 +1,7 @@
 """Prepare a data set: shards in parallel, restartable, then the index, TFDS's metadata, the manifest."""
 
 import collections
-import concurrent.futures.process
+import concurrent.futures
 import contextlib
 import fcntl
 import json
@@ -258,10 +258,7 @@ def _write_all(tasks: list[shards.ShardTask], label: str, num_workers: int) -> N
 
 
 def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) -> None:
-  # A fork would copy the threads of jax.
-  spawn = multiprocessing.get_context("spawn")
-  progress = spawn.SimpleQueue()
-  lifeline, held = spawn.Pipe(duplex=False)
+  progress = multiprocessing.get_context("spawn").SimpleQueue()
 
   def show():
     while progress.get() is not None:
@@ -269,25 +266,14 @@ def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) 
 
   thread = threading.Thread(target=show, daemon=True)
   thread.start()
-  pool = concurrent.futures.ProcessPoolExecutor(
-    min(num_workers, max(len(waiting), 1)), spawn, shards.begin_worker, (progress, lifeline)
-  )
+  count = max(1, min(num_workers, len(waiting)))
   try:
-    with workers.deaf_children():
-      running = [pool.submit(shards.write_in_worker, task) for task in waiting]
-    for future in concurrent.futures.as_completed(running):
-      future.result()
-    pool.shutdown()
-  except concurrent.futures.process.BrokenProcessPool as error:
-    raise ValueError(
-      "a worker process ended without a word, perhaps for lack of memory: start again with fewer "
-      "--num_workers; finished shards are kept"
-    ) from error
+    with workers.process_pool(count, shards.begin_worker, progress) as pool:
+      with workers.deaf_children():
+        running = [pool.submit(shards.write_in_worker, task) for task in waiting]
+      for future in concurrent.futures.as_completed(running):
+        future.result()
   finally:
-    # Ends the workers, whatever they are at. Not cancelled, which the executor does not survive when its
-    # processes end as well.
-    held.close()
-    pool.shutdown()
     progress.put(None)
     thread.join()
 

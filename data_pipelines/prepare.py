@@ -7,35 +7,22 @@ Started again after an interruption it goes on; finished shards are kept. What i
 the official configurations can show (--context=256 or 384), or whole frames (--full_frames).
 """
 
-import os
 import pathlib
 import re
 import sys
 
 from absl import flags
 
-from data_pipelines import context, datasets, preparation, prepared_summary, sources
+from data_pipelines import context, datasets, preparation, prepared_summary, raw_data_flags, sources
 from ostrack_jax import command_line
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_enum(
-  "dataset", None, list(datasets.DATASETS), "Layout of the raw data.", flag_values=FLAGS
-)
-flags.DEFINE_string("raw_dir", None, "Folder of the raw data.", flag_values=FLAGS)
-flags.DEFINE_string(
-  "data_dir",
-  "",
-  f"Root of all prepared data; if not given, the variable {datasets.DATA_DIR_VARIABLE}, else `prepared`.",
-  flag_values=FLAGS,
-)
+raw_data_flags.define(FLAGS)
 flags.DEFINE_string(
   "name",
   None,
   f"What to call data of your own ({', '.join(datasets.OWN)}); the raw folder's name if not given.",
   flag_values=FLAGS,
-)
-flags.DEFINE_list(
-  "splits", None, "Splits to prepare; by default those to train with.", flag_values=FLAGS
 )
 flags.DEFINE_enum(
   "context",
@@ -46,19 +33,6 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_bool(
   "full_frames", False, "Keep whole frames, JPEG files byte for byte.", flag_values=FLAGS
-)
-flags.DEFINE_bool(
-  "allow_missing",
-  False,
-  "Leave out what an official list names and the folder lacks.",
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  "num_workers",
-  os.cpu_count() or 1,
-  "Processes; 0 for this one alone.",
-  lower_bound=0,
-  flag_values=FLAGS,
 )
 flags.mark_flags_as_required(["dataset", "raw_dir"], flag_values=FLAGS)
 

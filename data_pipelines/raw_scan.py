@@ -1,18 +1,11 @@
 """Run the checks over every sequence of a raw folder, in processes, and count what they found."""
 
 import collections
-import contextlib
 import dataclasses
-import multiprocessing
-import os
 import pathlib
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-import cv2
 import numpy as np
 import tqdm
 
@@ -80,42 +73,16 @@ def _each(
     for split, key in tasks:
       yield raw_checks.check_sequence(builder, split, key)
     return
-  context = multiprocessing.get_context("spawn")
-  # Workers live as long as this process holds the other end.
-  lifeline, held = context.Pipe(duplex=False)
   parts = [tasks[i : i + chunk] for i in range(0, len(tasks), chunk)]
-  executor = futures.ProcessPoolExecutor(
-    max(1, min(num_workers, len(parts))),
-    context,
-    initializer=_begin_worker,
-    initargs=(lifeline, builder_class, config),
-  )
-  try:
+  count = max(1, min(num_workers, len(parts)))
+  with workers.process_pool(count, _begin_worker, builder_class, config) as pool:
     with workers.deaf_children():
-      waiting = collections.deque(executor.submit(_check, part) for part in parts)
+      waiting = collections.deque(pool.submit(_check, part) for part in parts)
     while waiting:
       yield from waiting.popleft().result()
-    executor.shutdown()
-  except BrokenProcessPool as error:
-    raise ChildProcessError(
-      "a worker process died, perhaps for want of memory: take fewer with --num_workers, or 0 to see more"
-    ) from error
-  finally:
-    # Not cancelled, which this Python's executor does not survive when its processes end as well.
-    held.close()
-    executor.shutdown()
 
 
-def _begin_worker(lifeline, builder_class, config) -> None:
-  cv2.setNumThreads(1)
-
-  def follow_parent():
-    # The parent sends nothing: this ends with it, or when it closes its end.
-    with contextlib.suppress(EOFError, OSError):
-      lifeline.recv()
-    os._exit(1)
-
-  threading.Thread(target=follow_parent, daemon=True).start()
+def _begin_worker(builder_class, config) -> None:
   global _builder
   _builder = _open_builder(builder_class, config)
 

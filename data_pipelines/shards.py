@@ -1,13 +1,10 @@
 """Write one shard of a prepared data set: its records, and beside them what the index needs of them."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
-import threading
 from typing import Any
 
-import cv2
 import numpy as np
 from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
@@ -58,19 +55,10 @@ class ShardTask:
       return int(part["shard_bytes"]) == self.path.stat().st_size
 
 
-def begin_worker(progress, lifeline) -> None:
-  """Set a worker process up: where to report progress, and an end with the lifeline's other end."""
+def begin_worker(progress) -> None:
+  """Tell a worker process where to report progress."""
   global _progress
   _progress = progress
-  cv2.setNumThreads(1)
-
-  def follow_parent():
-    # The parent sends nothing: this ends with it, or when it closes its end.
-    with contextlib.suppress(EOFError, OSError):
-      lifeline.recv()
-    os._exit(1)
-
-  threading.Thread(target=follow_parent, daemon=True).start()
 
 
 def write_in_worker(task: ShardTask) -> None:

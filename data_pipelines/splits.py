@@ -75,6 +75,11 @@ def got10k_names(part: str) -> tuple[str, ...]:
   return tuple(f"GOT-10k_{part.title()}_{i:06d}" for i in range(1, GOT10K_COUNTS[part] + 1))
 
 
+def parts(dataset: str) -> tuple[str, ...]:
+  """Name the splits that a data set's lists define."""
+  return tuple(_PARTS[dataset])
+
+
 def stored_part(dataset: str, split: str) -> str:
   """Return the part that holds a split's sequences, which is how the prepared data names it.
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from data_pipelines import check_report, context, datasets, raw_scan
+from data_pipelines import check_report, context, datasets, raw_data_flags, raw_scan
 from data_pipelines.builders import frame_records
 from data_pipelines.sources import MANIFEST, FrameSource
 from ostrack_jax import command_line
@@ -32,26 +32,9 @@ _TOLD = 5
 _SIZES = ("search_size", "template_size")
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_enum("dataset", None, sorted(datasets.DATASETS), "which layout the raw folder has", flag_values=FLAGS)  # fmt: skip
-flags.DEFINE_string("raw_dir", None, "the raw folder", flag_values=FLAGS)
-flags.DEFINE_list(
-  "splits", None, "splits, separated by commas; default: those that training uses", flag_values=FLAGS
-)  # fmt: skip
-flags.DEFINE_integer(
-  "num_workers",
-  None,
-  "processes; 0 checks in this one; default: one a CPU core",
-  lower_bound=0,
-  flag_values=FLAGS,
-)
+raw_data_flags.define(FLAGS)
 flags.DEFINE_string(
   "report", None, "folder for the report; default: <dataset>_check", flag_values=FLAGS
-)
-flags.DEFINE_bool(
-  "allow_missing",
-  False,
-  "leave out sequences that the official list names and the folder lacks",
-  flag_values=FLAGS,
 )
 flags.DEFINE_string(
   "preview", None, "image file to write sampled training pairs to", flag_values=FLAGS
@@ -61,13 +44,6 @@ flags.DEFINE_list(
   None,
   "what to sample from, separated by commas: data sets as configurations list them, or prepared "
   "directories",
-  flag_values=FLAGS,
-)
-flags.DEFINE_string(
-  "data_dir",
-  "",
-  "root of all prepared data, for the names in --prepared; if not given, the variable "
-  f"{datasets.DATA_DIR_VARIABLE}, else `prepared`",
   flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -126,13 +102,12 @@ def _check() -> int:
   if FLAGS.dataset is None:
     raise ValueError(f"--dataset missing; expected one of {', '.join(sorted(datasets.DATASETS))}")
   report = pathlib.Path(FLAGS.report or f"{FLAGS.dataset}_check")
-  workers = FLAGS.num_workers
   scan = check(
     FLAGS.dataset,
     FLAGS.raw_dir,
     report,
     splits=FLAGS.splits,
-    num_workers=(os.cpu_count() or 1) if workers is None else workers,
+    num_workers=FLAGS.num_workers,
     allow_missing=FLAGS.allow_missing,
   )
   print(raw_scan.format_summary(scan))

@@ -4,6 +4,7 @@ A spawned process first imports the main module of its parent, which for trainin
 450 MB. Ours begin with this file in its place.
 """
 
+import concurrent.futures
 import contextlib
 import importlib.util
 import multiprocessing
@@ -13,6 +14,8 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 
@@ -66,6 +69,56 @@ def deaf_children():
     yield
   finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(lifeline) -> None:
+  """End this process when the other end of a pipe is closed, as it is when the parent ends."""
+
+  def wait():
+    # Nothing is ever sent.
+    with contextlib.suppress(EOFError, OSError):
+      lifeline.recv()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def process_pool(
+  count: int, begin: Callable[..., None], *arguments
+) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+  """Give a pool of processes that end with this one, and at once when the block ends in an error.
+
+  Args:
+    count: processes.
+    begin: called in each with the arguments, before anything else.
+
+  Raises:
+    ChildProcessError: a process died.
+  """
+  # A fork would copy the threads of jax.
+  spawn = multiprocessing.get_context("spawn")
+  lifeline, held = spawn.Pipe(duplex=False)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    count, spawn, _begin_pooled, (lifeline, begin, arguments)
+  )
+  try:
+    yield pool
+    pool.shutdown()
+  except BrokenProcessPool as error:
+    raise ChildProcessError(
+      "a worker process died, perhaps for want of memory: take fewer with --num_workers, or 0 to see more"
+    ) from error
+  finally:
+    # Not cancelled, which the executor does not survive when its processes end as well.
+    held.close()
+    pool.shutdown()
+
+
+def _begin_pooled(lifeline, begin: Callable[..., None], arguments) -> None:
+  cv2.setNumThreads(1)
+  _end_with(lifeline)
+  begin(*arguments)
 
 
 def begin_worker(worker_index: int, worker_count: int) -> None:

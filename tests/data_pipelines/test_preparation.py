@@ -242,7 +242,7 @@ def test_a_worker_that_vanishes_is_explained(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "test_preparation", sys.modules[__name__])
   monkeypatch.setattr(Vanishing, "__module__", "test_preparation")
   raw = write_raw(tmp_path / "raw", "ab")
-  with pytest.raises(ValueError, match="worker process ended"):
+  with pytest.raises(ChildProcessError, match="worker process died"):
     preparation.prepare_folder(Vanishing, raw, tmp_path / "data", "mine", num_workers=1)
 
 
