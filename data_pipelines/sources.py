@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 from array_record.python import array_record_module
+from google.protobuf.message import DecodeError
 
 # Not imported where it is used: tensorflow_datasets, imported by two threads at once, can deadlock.
 from tensorflow_datasets.proto import tf_example_pb2
@@ -216,7 +217,7 @@ class FrameSource:
       # pyrefly: ignore[missing-attribute]
       example = tf_example_pb2.Example.FromString(entry)
       return example.features.feature["jpeg"].bytes_list.value[0]
-    except Exception as error:
+    except (IndexError, RuntimeError, ValueError, DecodeError) as error:
       raise DamagedRecordError(
         f"cannot read {self.describe(position)}: {error}; delete the directory and prepare it again"
       ) from error

@@ -17,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import context, datasets, preparation, prepared_summary, shards, sources, splits
+from data_pipelines.builders import frame_records
 from data_pipelines.builders.lasot import Lasot
 from data_pipelines.builders.masks import MaskSequences
 from data_pipelines.builders.sequence_folder import SequenceFolder
@@ -104,6 +105,19 @@ def test_tfds_reads_what_was_written(tmp_path, many):
   np.testing.assert_array_equal(record["frame_wh"], [64, 48])
   want = cv2.imread(str(raw / "b/img/00000004.jpg"))[..., ::-1]
   np.testing.assert_array_equal(record["jpeg"], want)
+
+
+def test_the_builders_own_generator_gives_what_is_stored(tmp_path, many):
+  raw = write_raw(tmp_path / "raw", "abc", size=(640, 480))
+  directory = prepare(raw, tmp_path / "data", storage=context.PRESETS[256])
+  config = frame_records.RawDataConfig(root=str(raw), storage=context.PRESETS[256])
+  builder = frame_records.open_builder(SequenceFolder, config, tmp_path / "unused")
+  (generator,) = builder._split_generators(None).values()
+  made = [(key, example["sequence"], example["jpeg"].getvalue()) for key, example in generator]
+  source = sources.FrameSource(directory)
+  stored = np.flatnonzero(source.index.records >= 0)
+  names = [name for name in "abc" for _ in range(5)]
+  assert made == [(i, names[i], source.jpeg(int(p))) for i, p in enumerate(stored)]
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path, many):
