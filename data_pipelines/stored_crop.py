@@ -76,8 +76,8 @@ def _shown(positions: np.ndarray, first: float, last: float, side_range) -> np.n
   A bilinear sample between the outermost frame pixel and black weighs the pixel by its nearness.
   """
   low, high = side_range
-  at = np.clip(positions, low, high)
-  return np.clip(np.minimum(at - first, last - at) + 1, 0, 1)
+  at = np.minimum(np.maximum(positions, low), high)
+  return np.minimum(np.maximum(np.minimum(at - first, last - at) + 1, 0), 1)
 
 
 def _warp(stored: StoredFrame, window: crop.CropWindow, shown_xyxy, output_size: int) -> np.ndarray:
@@ -101,10 +101,8 @@ def _warp(stored: StoredFrame, window: crop.CropWindow, shown_xyxy, output_size:
   whole = np.empty((j2 - j1, i2 - i1, 2), np.int16)
   whole[..., 0] = fixed_x >> 5
   whole[..., 1] = (fixed_y >> 5)[:, None]
-  parts = ((fixed_y & 31) << 5)[:, None] + (fixed_x & 31)
-  image = cv2.remap(
-    stored.image, whole, parts.astype(np.uint16), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-  )
+  parts = ((fixed_y & 31) << 5).astype(np.uint16)[:, None] + (fixed_x & 31).astype(np.uint16)
+  image = cv2.remap(stored.image, whole, parts, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
   for axis, weight in enumerate((weights[0][i1:i2], weights[1][j1:j2])):
     for k in np.flatnonzero(weight < 1):
       line = image[:, k] if axis == 0 else image[k]
