@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from absl import app, flags
 
-from data_pipelines import augmentation, context, jpeg, pipeline, sampling
+from data_pipelines import augmentation, context, pipeline, sampling
 from data_pipelines.builders import procedural
-from data_pipelines.sources import FrameSource, StoredFrame
+from data_pipelines.sources import FrameSource
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -145,30 +145,21 @@ def measure_parts(
     spent[part] += time.process_time() - start
     return result
 
-  def stored(position, image) -> StoredFrame:
-    record = source.index.records[position]
-    return StoredFrame(
-      image,
-      tuple(source.index.regions_xyxy[record].tolist()),
-      tuple(source.index.frames_wh[record].tolist()),
-    )
-
-  source.stored_frame(int(np.flatnonzero(source.index.records >= 0)[0]))
   for _ in range(pairs):
     draw = timed("sample", sampler.draw, rng)
-    positions = (draw.template, draw.search)
-    files = timed("read", lambda p: [source.jpeg(i) for i in p], positions)
-    images = timed("decode", lambda f: [jpeg.decode(data) for data in f], files)
-    frames = [stored(p, image) for p, image in zip(positions, images)]
-    boxes = [source.index.boxes_xywh[p] for p in positions]
+    template = timed("read", source.read_template, draw.template)
+    search = timed("read", source.read, draw.search)
+    template = timed("decode", source.decode, draw.template, template)
+    search = timed("decode", source.decode, draw.search, search)
+    template_box, search_box = (source.index.boxes_xywh[p] for p in (draw.template, draw.search))
     timed(
       "augment",
       augmentation.make_pair,
       rng,
-      frames[0],
-      boxes[0],
-      frames[1],
-      boxes[1],
+      template,
+      template_box,
+      search,
+      search_box,
       settings.augmentation,
     )
   return {part: 1e3 * seconds / pairs for part, seconds in spent.items()}

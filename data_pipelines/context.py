@@ -6,6 +6,9 @@ reaches (f + c) / 2 * r * exp(k * s) to every side: that much is stored, up to t
 pixels whose side is m = 3.5 deviations small (s / sqrt 2 each) shows S / (f * r * exp(-m * s / sqrt 2)) of its
 pixels a frame pixel: what is stored has that resolution, or the frame's where that is lower. One crop in
 4,000 would have shown more.
+
+Templates hardly jitter, and decoding is most of a pair's cost: of every target in a video the square that
+templates reach is stored a second time, by itself, where that is much less to decode.
 """
 
 import dataclasses
@@ -22,6 +25,8 @@ _MARGIN = 2
 # takes about twice the bytes that it takes in the files of the public sets.
 _WORTH = 0.5
 _RESOLUTION_SIGMAS = 3.5
+# Stored pixels a template pixel: sampled twice, a template is then still within 2 levels of the frame's.
+_TEMPLATE_OVERSAMPLING = 1.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,12 +54,23 @@ class ContextSettings(CropSettings):
     return max((f + c) / 2 * math.exp(self.sigmas * s) for _, f, c, s in self._crops())
 
   @property
+  def template_reach(self) -> float:
+    """How far from the target's centre templates reach, over sqrt(w * h)."""
+    reach = (self.template_factor + self.template_centre_jitter) / 2
+    return reach * math.exp(self.sigmas * self.template_scale_jitter)
+
+  @property
   def resolution(self) -> float:
     """Stored pixels over sqrt(w * h)."""
     return max(
       size / (f * math.exp(-_RESOLUTION_SIGMAS * s / math.sqrt(2)))
       for size, f, _, s in self._crops()
     )
+
+  @property
+  def template_resolution(self) -> float:
+    """Stored pixels over sqrt(w * h) of what is stored for templates alone."""
+    return min(self.resolution, _TEMPLATE_OVERSAMPLING * self.template_size / self.template_factor)
 
   def augmentation(self) -> AugmentationSettings:
     """Return the augmentation that these records were made for, the rest of it official."""
@@ -75,6 +91,15 @@ class ContextSettings(CropSettings):
         "larger or the factor smaller"
       )
     return found
+
+  def holds_templates_of(self, augmentation: CropSettings) -> bool:
+    """Return whether what is stored for templates alone serves an augmentation's templates."""
+    need = ContextSettings(**augmentation.crops())
+    pairs = (
+      (need.template_reach, self.template_reach),
+      (need.template_size / need.template_factor, self.template_size / self.template_factor),
+    )
+    return all(wanted <= stored * (1 + 1e-9) for wanted, stored in pairs)
 
 
 # What the official configurations draw, by search size.
@@ -113,20 +138,43 @@ def plan_region(
     frame_wh: width and height of the frame.
   """
   width, height = frame_wh
+  region = _plan(boxes_xywh, frame_wh, settings.reach, settings.resolution)
+  if region is not None and math.prod(region.stored_wh) > _WORTH * width * height:
+    return Region((0, 0, width, height), (width, height))
+  return region
+
+
+def plan_template(
+  box_xywh: np.ndarray, frame_wh: tuple[int, int], settings: ContextSettings, region: Region
+) -> Region | None:
+  """Return what to store for templates of one target alone, or None if that saves too little.
+
+  Args:
+    box_xywh: [4] pixels of the frame, positive size.
+    frame_wh: width and height of the frame.
+    region: what is stored of the frame anyway.
+  """
+  template = _plan(box_xywh, frame_wh, settings.template_reach, settings.template_resolution)
+  if template is None or math.prod(template.stored_wh) > _WORTH * math.prod(region.stored_wh):
+    return None
+  return template
+
+
+def _plan(boxes_xywh, frame_wh: tuple[int, int], reach: float, resolution: float) -> Region | None:
+  """Return the rectangle around boxes, `reach` box sides to every side, shrunk to a resolution."""
+  width, height = frame_wh
   boxes = np.asarray(boxes_xywh, np.float64).reshape(-1, 4)
   sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
   centres = boxes[:, :2] + boxes[:, 2:] / 2
-  reach = (settings.reach * sides + _MARGIN)[:, None]
-  low = np.floor((centres - reach).min(axis=0))
-  high = np.ceil((centres + reach).max(axis=0))
+  around = (reach * sides + _MARGIN)[:, None]
+  low = np.floor((centres - around).min(axis=0))
+  high = np.ceil((centres + around).max(axis=0))
   x1, y1 = (int(max(v, 0)) for v in low)
   x2, y2 = int(min(high[0], width)), int(min(high[1], height))
   if x2 <= x1 or y2 <= y1:
     return None
-  scale = min(1.0, settings.resolution / sides.min())
+  scale = min(1.0, resolution / sides.min())
   stored_wh = (math.ceil((x2 - x1) * scale), math.ceil((y2 - y1) * scale))
-  if stored_wh[0] * stored_wh[1] > _WORTH * width * height:
-    return Region((0, 0, width, height), (width, height))
   return Region((x1, y1, x2, y2), stored_wh)
 
 

@@ -11,6 +11,7 @@ class FrameIndex:
   """Targets and their frames. A position counts the frames of all targets, one target after another.
 
   names: [s] one a target. starts: [s + 1] int64, target i owns positions starts[i] to starts[i + 1].
+  target_numbers: [s] int32, which of its record's targets each is.
   boxes_xywh: [n, 4] float32 pixels of the full frame. visible: [n] bool.
   records: [n] int64, the record that holds the frame, -1 where it is not stored.
   regions_xyxy: [r, 4] int32, what of its frame each record shows, pixels of the full frame.
@@ -19,6 +20,7 @@ class FrameIndex:
 
   names: np.ndarray
   starts: np.ndarray
+  target_numbers: np.ndarray
   boxes_xywh: np.ndarray
   visible: np.ndarray
   records: np.ndarray
@@ -45,7 +47,8 @@ def write(folder: pathlib.Path, parts: list[pathlib.Path]) -> None:
   counts = [len(_read(part, "frames_wh")) for part in parts]
   starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
   np.save(folder / "starts.npy", starts)
-  np.save(folder / "names.npy", np.concatenate([_read(part, "names") for part in parts]))
+  for name in ("names", "target_numbers"):
+    np.save(folder / f"{name}.npy", np.concatenate([_read(part, name) for part in parts]))
   for name, rows, columns, dtype in (
     ("boxes_xywh", starts[-1], (4,), np.float32),
     ("visible", starts[-1], (), np.bool_),

@@ -11,6 +11,7 @@ from absl import flags, logging
 
 from data_pipelines import workers
 from data_pipelines.augmentation import AugmentationSettings, make_pair
+from data_pipelines.context import ContextSettings
 from data_pipelines.sampling import PairDraw, PairSampler, SamplingSettings
 from data_pipelines.sources import DamagedRecordError, FrameSource
 
@@ -52,6 +53,11 @@ class PairTransform(grain.transforms.RandomMap):
   def __init__(self, sources: Sequence[tuple[FrameSource, float]], settings: PipelineSettings):
     self._sampler = PairSampler(sources, settings.sampling)
     self._settings = settings
+    self._has_templates = {
+      source: source.storage is not None
+      and ContextSettings(**source.storage).holds_templates_of(settings.augmentation)
+      for source in self._sampler.sources
+    }
     self._named: set[str] = set()
 
   # grain annotates no result for it.
@@ -104,8 +110,13 @@ class PairTransform(grain.transforms.RandomMap):
     previous_box_xywh = None
     if augmentation.search_centre_from == "previous_box":
       previous_box_xywh = index.boxes_xywh[self._sampler.previous_visible(draw)]
-    template_frame = source.stored_frame(template)
-    search_frame = template_frame if search == template else source.stored_frame(search)
+    search_frame = source.stored_frame(search)
+    if search == template:
+      template_frame = search_frame
+    elif self._has_templates[source]:
+      template_frame = source.stored_template(template)
+    else:
+      template_frame = source.stored_frame(template)
     try:
       return make_pair(
         rng,
@@ -137,15 +148,32 @@ def _sharded_batches(pairs: grain.MapDataset, batch_size: int, shard_index: int,
   # Sliced behind random_map: the random numbers follow the index that random_map sees, so slicing
   # before it would give every host the same ones.
   mine = pairs[shard_index::shard_count]
-  return mine.batch(batch_size, drop_remainder=True, batch_fn=_stack)
+  return grain.MapDataset.range(len(mine) // batch_size).map(_Batch(mine, batch_size))
 
 
-def _stack(pairs: Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]:
-  batch = {}
-  for name in pairs[0]:
-    values = [pair[name] for pair in pairs]
-    batch[name] = sum(values) if name in _COUNTERS else np.stack(values)
-  return batch
+class _Batch:
+  """A function from a batch's number to the batch; pairs go into it one by one, as they are made.
+
+  grain's own batching would hold all pairs beside the batch, and a worker's memory counts.
+  """
+
+  def __init__(self, pairs: grain.MapDataset, batch_size: int):
+    self._pairs, self._size = pairs, batch_size
+
+  def __call__(self, number: int) -> dict[str, typing.Any]:
+    batch: dict[str, typing.Any] = dict.fromkeys(_COUNTERS, 0)
+    for row in range(self._size):
+      pair = self._pairs[number * self._size + row]
+      # grain could have filtered it out; nothing is filtered here.
+      assert pair is not None
+      for name, value in pair.items():
+        if name in _COUNTERS:
+          batch[name] += value
+          continue
+        if row == 0:
+          batch[name] = workers.empty((self._size, *value.shape), value.dtype)
+        batch[name][row] = value
+    return batch
 
 
 class TrainIterator(grain.DatasetIterator):
@@ -172,7 +200,10 @@ class TrainIterator(grain.DatasetIterator):
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     # A worker is one thread: it reads when asked, and asks itself as long as its buffer has room.
-    dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    dataset = grain.experimental.WithOptionsIterDataset(
+      rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+      grain.experimental.DatasetOptions(min_shm_size=workers.SMALLEST_SHARED),
+    )
     running = iter(
       dataset.mp_prefetch(
         grain.MultiprocessingOptions(

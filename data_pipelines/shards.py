@@ -83,7 +83,8 @@ def write_shard(task: ShardTask, sequence_done=lambda: None) -> None:
       for key in task.keys:
         raw = builder.read_sequence(task.split, key)
         records = []
-        for frame, record in enumerate(frame_records.make_records(raw, builder.storage)):
+        made = frame_records.make_records(raw, builder.storage, is_video=builder.IS_VIDEO)
+        for frame, record in enumerate(made):
           records.append(record)
           if record is not None:
             example = frame_records.make_example(raw, frame, record)
@@ -107,7 +108,15 @@ class _IndexPart:
   def __init__(self):
     self._rows: dict[str, list] = {
       name: []
-      for name in ("names", "boxes_xywh", "visible", "records", "regions_xyxy", "frames_wh")
+      for name in (
+        "names",
+        "target_numbers",
+        "boxes_xywh",
+        "visible",
+        "records",
+        "regions_xyxy",
+        "frames_wh",
+      )
     }
     self._raw_bytes = self._stored_bytes = self._frames = 0
 
@@ -115,10 +124,11 @@ class _IndexPart:
     stored = np.array([record is not None for record in records], bool)
     first = len(self._rows["regions_xyxy"])
     numbers = np.where(stored, first + np.cumsum(stored) - 1, -1)
-    for target in raw.targets:
+    for target_number, target in enumerate(raw.targets):
       # Where nothing could be stored there is nothing to train on: a box far outside its frame.
       visible = target.visible & stored
       self._rows["names"].append(target.name)
+      self._rows["target_numbers"].append(target_number)
       self._rows["boxes_xywh"].append(target.boxes_xywh)
       self._rows["visible"].append(visible)
       self._rows["records"].append(numbers)
@@ -126,7 +136,7 @@ class _IndexPart:
       if record is not None:
         self._rows["regions_xyxy"].append(record.region_xyxy)
         self._rows["frames_wh"].append(record.frame_wh)
-        self._stored_bytes += len(record.jpeg)
+        self._stored_bytes += len(record.jpeg) + sum(len(t.jpeg) for t in record.templates)
     self._frames += len(raw.frames)
     self._raw_bytes += sum(
       len(frame) if isinstance(frame, bytes) else frame.stat().st_size for frame in raw.frames
@@ -140,6 +150,7 @@ class _IndexPart:
       np.savez(
         file,
         names=np.array(rows["names"], np.str_),
+        target_numbers=np.array(rows["target_numbers"], np.int32),
         lengths=np.array([len(boxes) for boxes in rows["boxes_xywh"]], np.int64),
         boxes_xywh=np.concatenate([np.zeros((0, 4)), *rows["boxes_xywh"]]).astype(np.float32),
         visible=np.concatenate([np.zeros(0, bool), *rows["visible"]]),

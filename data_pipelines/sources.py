@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import threading
+import typing
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -23,7 +24,7 @@ from data_pipelines import jpeg
 from data_pipelines.frame_index import FrameIndex
 
 MANIFEST = "manifest.json"
-FORMAT = "frame_records/2"
+FORMAT = "frame_records/3"
 # Entries are read one by one: a reader that reads ahead only takes memory.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -60,6 +61,14 @@ class StoredFrame:
   def is_whole(self) -> bool:
     """Whether it is the full frame at full resolution."""
     return self.region_xyxy == (0, 0, *self.frame_wh) and self.is_full_resolution
+
+
+class EncodedFrame(typing.NamedTuple):
+  """A frame, or the part of it that was stored, as a JPEG file; for the rest see StoredFrame."""
+
+  jpeg: bytes
+  region_xyxy: tuple[int, int, int, int]
+  frame_wh: tuple[int, int]
 
 
 def index_path(directory, split: str) -> pathlib.Path:
@@ -194,14 +203,8 @@ class FrameSource:
         self._readers[shard] = reader
     return reader
 
-  def jpeg(self, position: int) -> bytes:
-    """Read the encoded image of a position.
-
-    Raises:
-      IndexError: no such position.
-      ValueError: the frame is not stored, because nothing in it is visible.
-      DamagedRecordError: it cannot be read.
-    """
+  def _features(self, position: int):
+    """Read the features of the record of a position; raises as `jpeg` does."""
     if not 0 <= position < len(self):
       raise IndexError(f"position {position} of {self!r}, which has {len(self)}")
     record = int(self.index.records[position])
@@ -215,23 +218,80 @@ class FrameSource:
     try:
       (entry,) = reader.read([record - first])
       # pyrefly: ignore[missing-attribute]
-      example = tf_example_pb2.Example.FromString(entry)
-      return example.features.feature["jpeg"].bytes_list.value[0]
+      return tf_example_pb2.Example.FromString(entry).features.feature
     except (IndexError, RuntimeError, ValueError, DecodeError) as error:
-      raise DamagedRecordError(
-        f"cannot read {self.describe(position)}: {error}; delete the directory and prepare it again"
-      ) from error
+      raise self._damaged(position, error) from error
 
-  def stored_frame(self, position: int) -> StoredFrame:
-    """Read and decode what is stored of a frame; raises as `jpeg` does."""
-    image = jpeg.decode(self.jpeg(position))
+  def _damaged(self, position: int, error: Exception) -> DamagedRecordError:
+    return DamagedRecordError(
+      f"cannot read {self.describe(position)}: {error}; delete the directory and prepare it again"
+    )
+
+  def jpeg(self, position: int) -> bytes:
+    """Read the encoded image of a position.
+
+    Raises:
+      IndexError: no such position.
+      ValueError: the frame is not stored, because nothing in it is visible.
+      DamagedRecordError: it cannot be read.
+    """
+    return self.read(position).jpeg
+
+  def read(self, position: int) -> EncodedFrame:
+    """Read what is stored of a frame; raises as `jpeg` does."""
+    return self._whole(position, self._features(position))
+
+  def read_template(self, position: int) -> EncodedFrame:
+    """Read the part of a frame that templates of the position's target reach; raises as `jpeg` does.
+
+    Where that is not stored by itself, as it is in the context records of videos, what `read` returns.
+    """
+    features = self._features(position)
+    sequence = int(self.index.starts.searchsorted(position, side="right")) - 1
+    target = int(self.index.target_numbers[sequence])
+    targets = list(features["template_targets"].int64_list.value)
+    if target not in targets:
+      return self._whole(position, features)
+    which = targets.index(target)
+    try:
+      data = features["templates"].bytes_list.value[which]
+      x1, y1, x2, y2 = features["template_regions_xyxy"].int64_list.value[4 * which : 4 * which + 4]
+    except (IndexError, ValueError) as error:
+      raise self._damaged(position, error) from error
+    return EncodedFrame(data, (x1, y1, x2, y2), self._frame_wh(position))
+
+  def _whole(self, position: int, features) -> EncodedFrame:
+    try:
+      data = features["jpeg"].bytes_list.value[0]
+    except IndexError as error:
+      raise self._damaged(position, error) from error
+    region = tuple(self.index.regions_xyxy[int(self.index.records[position])].tolist())
+    return EncodedFrame(data, region, self._frame_wh(position))
+
+  def _frame_wh(self, position: int) -> tuple[int, int]:
+    width, height = self.index.frames_wh[int(self.index.records[position])].tolist()
+    return width, height
+
+  def decode(self, position: int, encoded: EncodedFrame) -> StoredFrame:
+    """Decode what was read of a position.
+
+    Raises:
+      DamagedRecordError: it cannot be decoded.
+    """
+    image = jpeg.decode(encoded.jpeg)
     if image is None:
       raise DamagedRecordError(
         f"cannot decode the image of {self.describe(position)}; delete the directory and prepare it again"
       )
-    record = int(self.index.records[position])
-    region = tuple(self.index.regions_xyxy[record].tolist())
-    return StoredFrame(image, region, tuple(self.index.frames_wh[record].tolist()))
+    return StoredFrame(image, encoded.region_xyxy, encoded.frame_wh)
+
+  def stored_frame(self, position: int) -> StoredFrame:
+    """Read and decode what is stored of a frame; raises as `jpeg` and `decode` do."""
+    return self.decode(position, self.read(position))
+
+  def stored_template(self, position: int) -> StoredFrame:
+    """Read and decode what is stored of a frame for templates, as `read_template` does."""
+    return self.decode(position, self.read_template(position))
 
   def frame(self, position: int) -> np.ndarray:
     """Read and decode a full frame, uint8 RGB [H, W, 3].

@@ -7,6 +7,7 @@ A spawned process first imports the main module of its parent, which for trainin
 import concurrent.futures
 import contextlib
 import importlib.util
+import math
 import multiprocessing
 import os
 import signal
@@ -18,9 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 import cv2
+import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 
 _SHARED_MEMORY = "/dev/shm"
 _SECONDS_TO_START = 30
+# Smaller arrays are sent as they are: a piece of shared memory costs more than sending them.
+SMALLEST_SHARED = 65536
 # grain imports jax, which must start no backend that takes an accelerator's memory. And glibc is to keep
 # the memory of one frame for the next, since fresh pages cost a tenth of a worker's time, but not a batch's.
 _ENVIRONMENT = {
@@ -28,6 +33,10 @@ _ENVIRONMENT = {
   "MALLOC_MMAP_THRESHOLD_": "8000000",
   "MALLOC_TRIM_THRESHOLD_": "64000000",
 }
+
+
+# Whether this process is a worker that begin_worker prepared.
+_sends_batches = False
 
 
 @contextlib.contextmanager
@@ -123,7 +132,9 @@ def _begin_pooled(lifeline, begin: Callable[..., None], arguments) -> None:
 
 def begin_worker(worker_index: int, worker_count: int) -> None:
   """Prepare a worker process; grain calls it there."""
+  global _sends_batches
   del worker_index, worker_count
+  _sends_batches = True
   cv2.setNumThreads(1)
   parent = multiprocessing.parent_process()
 
@@ -134,6 +145,13 @@ def begin_worker(worker_index: int, worker_count: int) -> None:
 
   # grain's workers wait for room in a queue that a killed training never empties: they would stay.
   threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+  """Return an array to fill; in a worker a large one lies in the memory that it is sent in."""
+  if not _sends_batches or math.prod(shape) * np.dtype(dtype).itemsize < SMALLEST_SHARED:
+    return np.empty(shape, dtype)
+  return SharedMemoryArray(shape, dtype)
 
 
 def check_shared_memory(num_workers: int, batches: int, batch_bytes: int) -> None:

@@ -50,12 +50,22 @@ class RawDataConfig(RecordConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredTemplate:
+  """What templates of one target can show: its number in the record, an encoded image, and where."""
+
+  target: int
+  jpeg: bytes
+  region_xyxy: tuple[int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
-  """One record: an encoded image, what it shows, and the targets in it."""
+  """One record: an encoded image, what it shows, and what templates of its targets can show."""
 
   jpeg: bytes
   region_xyxy: tuple[int, int, int, int]
   frame_wh: tuple[int, int]
+  templates: tuple[StoredTemplate, ...] = ()
 
 
 class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -114,6 +124,11 @@ class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
         "targets": tfds.features.Sequence(tfds.features.Text()),
         "boxes_xywh": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
         "visible": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+        "templates": tfds.features.Sequence(
+          tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+        ),
+        "template_targets": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "template_regions_xyxy": tfds.features.Tensor(shape=(None, 4), dtype=np.int32),
       }
     )
     return tfds.core.DatasetInfo(
@@ -128,16 +143,19 @@ class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
     position = 0
     for key in self.list_sequences(split):
       raw = self.read_sequence(split, key)
-      for frame, record in enumerate(make_records(raw, self.storage)):
+      records = make_records(raw, self.storage, is_video=self.IS_VIDEO)
+      for frame, record in enumerate(records):
         if record is not None:
           yield position, make_example(raw, frame, record)
           position += 1
 
 
 def make_records(
-  raw: RawSequence, storage: context.ContextSettings | None
+  raw: RawSequence, storage: context.ContextSettings | None, *, is_video: bool
 ) -> Iterator[Record | None]:
   """Yield what to store of every frame: None where context records have no visible target near it.
+
+  Of a still image nothing is stored for templates: it serves as search region too, decoded once.
 
   Raises:
     ValueError: a frame cannot be read.
@@ -163,11 +181,25 @@ def make_records(
         f"sequence {raw.name}: frame {number}, {_name(frame)}, is damaged; replace the file, or leave the "
         "sequence out"
       )
-    if storage is None or image is None or region == whole:
+    if storage is None or image is None:
       yield Record(data, whole.xyxy, frame_wh)
-    else:
-      stored = jpeg.encode(context.cut_region(image, region), storage.jpeg_quality)
-      yield Record(stored, region.xyxy, frame_wh)
+      continue
+    if region != whole:
+      data = jpeg.encode(context.cut_region(image, region), storage.jpeg_quality)
+    templates = _templates(raw, number, image, frame_wh, storage, region) if is_video else ()
+    yield Record(data, region.xyxy, frame_wh, tuple(templates))
+
+
+def _templates(
+  raw: RawSequence, number: int, image: np.ndarray, frame_wh, storage, region: context.Region
+) -> Iterator[StoredTemplate]:
+  for target_number, target in enumerate(raw.targets):
+    if target.visible[number]:
+      box_xywh = target.boxes_xywh[number]
+      template = context.plan_template(box_xywh, frame_wh, storage, region)
+      if template is not None:
+        data = jpeg.encode(context.cut_region(image, template), storage.jpeg_quality)
+        yield StoredTemplate(target_number, data, template.xyxy)
 
 
 def _name(frame: pathlib.Path | bytes) -> str:
@@ -185,6 +217,11 @@ def make_example(raw: RawSequence, frame: int, record: Record) -> dict[str, Any]
     "targets": [target.name for target in raw.targets],
     "boxes_xywh": np.stack([target.boxes_xywh[frame] for target in raw.targets]).astype(np.float32),
     "visible": np.array([target.visible[frame] for target in raw.targets], np.bool_),
+    "templates": [io.BytesIO(template.jpeg) for template in record.templates],
+    "template_targets": np.array([t.target for t in record.templates], np.int32),
+    "template_regions_xyxy": np.array([t.region_xyxy for t in record.templates], np.int32).reshape(
+      -1, 4
+    ),
   }
 
 

@@ -25,6 +25,7 @@ def make_source():
     index = {
       "names": np.array([f"s{i}" for i in range(len(lengths))]),
       "starts": starts,
+      "target_numbers": np.zeros(len(lengths), np.int32),
       "boxes_xywh": np.ones((count, 4)) if boxes_xywh is None else np.asarray(boxes_xywh),
       "visible": np.ones(count, bool) if visible is None else np.asarray(visible),
       "records": np.arange(count),

@@ -70,7 +70,8 @@ def test_an_index_beyond_the_records_is_refused(prepared):
 
 def test_a_damaged_image_is_named(prepared, monkeypatch):
   source = sources.FrameSource(prepared)
-  monkeypatch.setattr(source, "jpeg", lambda record: b"no image")
+  encoded = source.read(14)
+  monkeypatch.setattr(source, "read", lambda position: encoded._replace(jpeg=b"no image"))
   with pytest.raises(ValueError, match=r"record 14 .*sequence train-000001, frame 4"):
     source.frame(14)
 
