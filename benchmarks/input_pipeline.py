@@ -124,6 +124,7 @@ def _putter():
   before = []
 
   def put(batch):
+    batch = {name: value for name, value in batch.items() if name != "records"}
     before.append(sharding.put_batch(mesh, batch))
     if len(before) > 2:
       jax.block_until_ready(before.pop(0))

@@ -10,11 +10,14 @@ def get_config() -> ml_collections.ConfigDict:
   """Return the values common to all official configurations."""
   config = ml_collections.ConfigDict()
 
-  # Weights to start from: a converted directory, an official file, a workdir, a name of a checkpoint
-  # that ships with the package, or "" for random.
-  config.init_from = ""
+  # Where compiled programs are kept for the next start, unless JAX_COMPILATION_CACHE_DIR says; "" for nowhere.
+  config.compilation_cache = "~/.cache/ostrack_jax/compilation"
 
   config.model = ml_collections.ConfigDict()
+  # Weights to start from: whatever ostrack_jax.convert reads (a file of MAE, DeiT, AugReg, DINOv2 or
+  # OSTrack), a converted folder, a workdir, a name of a checkpoint that ships with the package, or ""
+  # for random. An encoder leaves the head random.
+  config.model.pretrained = ""
   config.model.variant = "b"
   config.model.width = ml_collections.config_dict.placeholder(int)
   config.model.depth = ml_collections.config_dict.placeholder(int)
@@ -42,6 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.weights = (1.0, 1.0, 1.0, 1.0)
   config.data.validation = "got10k_votval"
   config.data.validation_pairs = 10_000
+  # Prepared with whole frames, for train.track_validation_sequences; "" for data.validation.
+  config.data.validation_tracking = ""
   # jitter, as in training; or previous_box, where a tracker that lost nothing would look.
   config.data.validation_search_centre = "jitter"
   config.data.folder_roots = ()
@@ -83,6 +88,9 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.optim = ml_collections.ConfigDict()
   config.optim.learning_rate = 4e-4
+  # The global batch that this rate is for: with another, it is multiplied by batch_size / reference_batch;
+  # 0 takes the rate as it is.
+  config.optim.reference_batch = 128
   config.optim.backbone_multiplier = 0.1
   config.optim.weight_decay = 1e-4
   config.optim.clip_norm = 0.1
@@ -101,12 +109,26 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.batch_size = 128
   config.train.elimination_start = 20
   config.train.elimination_warmup = 80
+  # The warm-up is compiled in so many parts; within a part the schedule's numbers are masked, not recompiled.
+  config.train.elimination_buckets = 3
+  # For less memory: the batch in so many parts one after another; activations computed twice.
+  config.train.accumulate_steps = 1
+  config.train.rematerialise = False
+  # BatchNorm over the global batch, or as officially over each device's part: global or device.
+  config.train.batch_norm = "global"
   config.train.max_minutes = 0.0
   config.train.log_every_steps = 50
   config.train.validate_every_epochs = 20
+  # So many sequences of data.validation_tracking are tracked at each validation, 0 for none; the best
+  # checkpoint is then the one of the highest AO, else of the highest IoU.
+  config.train.track_validation_sequences = 0
   config.train.save_every_epochs = 10
   config.train.keep_checkpoints = 2
+  # Decay of the average of the weights that is validated, reported and loaded; 0 for no average (official).
+  config.train.ema_decay = 0.0
   config.train.seed = 42
+  # (first, last) step to trace with jax's profiler into the workdir's folder profile; () for none.
+  config.train.profile_steps = ()
 
   # After training, so many sequences of a data set are tracked and reported; 0 for none.
   config.report = ml_collections.ConfigDict()

@@ -1,7 +1,7 @@
 """OSTrack-256 trained on GOT-10k alone, for its one-shot protocol: 100 epochs.
 
   python -m training --config=configs/ostrack_256_got10k.py --workdir=runs/ostrack_256_got10k \\
-    --config.init_from=mae_vit_base_256
+    --config.model.pretrained=mae_pretrain_vit_base.pth
 
 Append `:no_ce` for the model without candidate elimination. The paper reports, with elimination,
 GOT-10k AO 71.0; without, 71.0.

@@ -1,7 +1,7 @@
 """OSTrack-384: ViT-B, MAE start, larger images, four training sets, 300 epochs.
 
   python -m training --config=configs/ostrack_384.py --workdir=runs/ostrack_384 \\
-    --config.init_from=mae_vit_base_384
+    --config.model.pretrained=mae_pretrain_vit_base.pth
 
 Append `:no_ce` for the model without candidate elimination. The paper reports, with elimination,
 LaSOT AUC 71.1, TrackingNet AUC 83.9; without, 71.0 and 83.5.

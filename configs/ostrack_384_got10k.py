@@ -1,7 +1,7 @@
 """OSTrack-384 trained on GOT-10k alone, for its one-shot protocol: 100 epochs.
 
   python -m training --config=configs/ostrack_384_got10k.py --workdir=runs/ostrack_384_got10k \\
-    --config.init_from=mae_vit_base_384
+    --config.model.pretrained=mae_pretrain_vit_base.pth
 
 Append `:no_ce` for the model without candidate elimination. The paper reports, with elimination,
 GOT-10k AO 73.7; without, 73.5.

@@ -42,6 +42,7 @@ def get_config(arg: str = ""):
   config.sampling.max_gap = 60
 
   config.optim.learning_rate = 3e-5
+  config.optim.reference_batch = 0
   config.optim.backbone_multiplier = 1.0
   config.optim.clip_norm = 1.0
   config.optim.drop_epoch = 20
@@ -59,7 +60,7 @@ def get_config(arg: str = ""):
   config.report.sequences = 24
 
   if kind == "":
-    config.init_from = "ostrack_tiny"
+    config.model.pretrained = "ostrack_tiny"
   elif kind == "scratch":
     config.optim.learning_rate = 1.5e-3
     config.optim.warmup_steps = 50

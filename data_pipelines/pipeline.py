@@ -1,134 +1,32 @@
 """The training pipeline: sampled pairs, augmented, sharded over hosts, batched, read ahead."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Sequence
 
 import cv2
 import grain
 import numpy as np
-from absl import flags, logging
+from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from data_pipelines import workers
-from data_pipelines.augmentation import AugmentationSettings, make_pair
-from data_pipelines.context import ContextSettings
-from data_pipelines.sampling import PairDraw, PairSampler, SamplingSettings
-from data_pipelines.sources import DamagedRecordError, FrameSource
+from data_pipelines.pair_transform import PairTransform, PipelineSettings
+from data_pipelines.sources import FrameSource
 
 Batch = dict[str, np.ndarray]
 
 # Longer than any training; grain wants a length.
 _ENDLESS = 2**48
-# The official code redraws for ever. A thousand draws in a row without a pair mean broken data.
-_MOST_REDRAWS = 1000
-# Damaged records that each process names.
-_MOST_NAMED = 20
 # A worker's batches lie in shared memory: one on its way, and as grain goes about it, one waiting to be
 # sent, one received, and one waiting to be received.
 _WORKER_BUFFER = 1
 _WORKER_BATCHES = 4
+# Bytes. Smaller arrays are sent as they are: a piece of shared memory costs more than sending them.
+_SMALLEST_SHARED = 65536
 # Numbers that travel with a pair, and summed with a batch, as far as the iterator.
 _COUNTERS = ("redraws", "skipped")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineSettings:
-  """How pairs are drawn and how they are varied.
-
-  on_bad_record: "stop" at a record that cannot be read, or "skip" and count it and draw another pair.
-  """
-
-  sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
-  augmentation: AugmentationSettings = dataclasses.field(default_factory=AugmentationSettings)
-  on_bad_record: str = "stop"
-
-  def __post_init__(self):
-    if self.on_bad_record not in ("stop", "skip"):
-      raise ValueError(f"on_bad_record {self.on_bad_record!r}: it must be 'stop' or 'skip'")
-
-
-class PairTransform(grain.transforms.RandomMap):
-  """Draw and augment one pair; the element only numbers it, the random numbers decide all."""
-
-  def __init__(self, sources: Sequence[tuple[FrameSource, float]], settings: PipelineSettings):
-    self._sampler = PairSampler(sources, settings.sampling)
-    self._settings = settings
-    self._has_templates = {
-      source: source.storage is not None
-      and ContextSettings(**source.storage).holds_templates_of(settings.augmentation)
-      for source in self._sampler.sources
-    }
-    self._named: set[str] = set()
-
-  # grain annotates no result for it.
-  def random_map(self, element: int, rng: np.random.Generator) -> dict[str, typing.Any]:  # pyrefly: ignore[bad-override]
-    """Return one pair as make_pair does, and how many draws came to nothing before it.
-
-    Returns:
-      make_pair's entries; redraws, skipped: int, pairs that the validity rule rejected, and pairs with
-      a damaged record.
-
-    Raises:
-      DamagedRecordError: a record is damaged, and on_bad_record is "stop"; the message names it.
-      ValueError: a thousand draws in a row were rejected or damaged.
-    """
-    del element
-    redraws = skipped = 0
-    while redraws + skipped < _MOST_REDRAWS:
-      draw = self._sampler.draw(rng)
-      try:
-        pair = self._make(rng, draw)
-      except DamagedRecordError as error:
-        if self._settings.on_bad_record == "stop":
-          raise
-        self._name(str(error))
-        skipped += 1
-        continue
-      if pair is not None:
-        return pair | {"redraws": redraws, "skipped": skipped}
-      redraws += 1
-    raise ValueError(
-      f"{_MOST_REDRAWS} pairs in a row from {self._sampler.sources} came to nothing: {skipped} had a damaged "
-      f"record, and {redraws} showed nothing but padding or too little of the frame; check the files, and "
-      "the boxes, which are x, y, width, height in pixels"
-    )
-
-  def _name(self, damage: str) -> None:
-    """Log a damaged record, once, and no more of them than anybody reads."""
-    if damage not in self._named and len(self._named) < _MOST_NAMED:
-      self._named.add(damage)
-      logging.warning("skipped: %s", damage)
-
-  def _make(
-    self, rng: np.random.Generator, draw: PairDraw
-  ) -> dict[str, np.ndarray | np.generic] | None:
-    source, _, template, search = draw
-    index, augmentation = source.index, self._settings.augmentation
-    if index.records[template] < 0 or index.records[search] < 0:
-      # Of a box outside its frame nothing is stored; a crop of the frame would show padding alone.
-      return None
-    previous_box_xywh = None
-    if augmentation.search_centre_from == "previous_box":
-      previous_box_xywh = index.boxes_xywh[self._sampler.previous_visible(draw)]
-    search_frame = source.stored_frame(search)
-    if search == template:
-      template_frame = search_frame
-    elif self._has_templates[source]:
-      template_frame = source.stored_template(template)
-    else:
-      template_frame = source.stored_frame(template)
-    try:
-      return make_pair(
-        rng,
-        template_frame,
-        index.boxes_xywh[template],
-        search_frame,
-        index.boxes_xywh[search],
-        augmentation,
-        previous_box_xywh,
-      )
-    except ValueError as error:
-      raise ValueError(f"{source.describe(search)}: {error}") from error
 
 
 def _as_grain(sources, settings: PipelineSettings, seed: int) -> grain.MapDataset:
@@ -151,6 +49,13 @@ def _sharded_batches(pairs: grain.MapDataset, batch_size: int, shard_index: int,
   return grain.MapDataset.range(len(mine) // batch_size).map(_Batch(mine, batch_size))
 
 
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Return an array to fill; in a worker a large one lies in the memory that it is sent in."""
+  if not workers.in_worker() or math.prod(shape) * dtype.itemsize < _SMALLEST_SHARED:
+    return np.empty(shape, dtype)
+  return SharedMemoryArray(shape, dtype)
+
+
 class _Batch:
   """A function from a batch's number to the batch; pairs go into it one by one, as they are made.
 
@@ -171,7 +76,7 @@ class _Batch:
           batch[name] += value
           continue
         if row == 0:
-          batch[name] = workers.empty((self._size, *value.shape), value.dtype)
+          batch[name] = _empty((self._size, *value.shape), value.dtype)
         batch[name][row] = value
     return batch
 
@@ -180,9 +85,15 @@ class TrainIterator(grain.DatasetIterator):
   """Endless batches. Its state is the number of batches given, whatever the number of workers."""
 
   def __init__(
-    self, batches: grain.MapDataset, num_workers: int, num_threads: int, read_ahead: int
+    self,
+    sources: Sequence[FrameSource],
+    batches: grain.MapDataset,
+    num_workers: int,
+    num_threads: int,
+    read_ahead: int,
   ):
     super().__init__()
+    self._sources = sources
     self._batches = batches
     self._num_workers = num_workers
     self._options = grain.ReadOptions(
@@ -202,7 +113,7 @@ class TrainIterator(grain.DatasetIterator):
     # A worker is one thread: it reads when asked, and asks itself as long as its buffer has room.
     dataset = grain.experimental.WithOptionsIterDataset(
       rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
-      grain.experimental.DatasetOptions(min_shm_size=workers.SMALLEST_SHARED),
+      grain.experimental.DatasetOptions(min_shm_size=_SMALLEST_SHARED),
     )
     running = iter(
       dataset.mp_prefetch(
@@ -237,6 +148,12 @@ class TrainIterator(grain.DatasetIterator):
   def counts(self) -> dict[str, int]:
     """So far given by this iterator, of this host: pairs; and for them: redraws, skipped."""
     return dict(self._counts)
+
+  def describe(self, records: np.ndarray) -> str:
+    """Name the two records of a pair, given as its row [3] of a batch's `records`."""
+    number, template, search = (int(value) for value in records)
+    source = self._sources[number]
+    return f"template {source.describe(template)}, search region {source.describe(search)}"
 
   def get_state(self) -> dict[str, int]:
     """Return {"step": batches given so far}."""
@@ -280,8 +197,8 @@ def train_pipeline(
     start_step: batches to skip, to go on from a checkpoint.
 
   Returns:
-    An iterator over dicts as make_pair gives, with a leading batch axis, with get_state, set_state and
-    counts.
+    An iterator over dicts as make_pair gives, and `records` (PairTransform), with a leading batch
+    axis; with get_state, set_state, counts and describe.
 
   Raises:
     ValueError: settings that do not fit the sources; no room in shared memory for the workers.
@@ -293,7 +210,9 @@ def train_pipeline(
     sizes = (settings.augmentation.template_size, settings.augmentation.search_size)
     batch_bytes = batch_size * sum(3 * size**2 for size in sizes)
     workers.check_shared_memory(num_workers, _WORKER_BATCHES, batch_bytes)
-  iterator = TrainIterator(batches, num_workers, num_threads, read_ahead)
+  iterator = TrainIterator(
+    [source for source, _ in sources], batches, num_workers, num_threads, read_ahead
+  )
   iterator.set_state({"step": start_step})
   return iterator
 
@@ -332,13 +251,13 @@ def validation_pairs(
       f"count {count} is not a multiple of batch_size {batch_size} times {shard_count} hosts"
     )
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
-  return _without_counters(batches[:steps].to_iter_dataset(options))
+  return _images_and_boxes(batches[:steps].to_iter_dataset(options))
 
 
-def _without_counters(batches: grain.IterDataset) -> Iterator[Batch]:
+def _images_and_boxes(batches: grain.IterDataset) -> Iterator[Batch]:
   running = iter(batches)
   try:
     for batch in running:
-      yield {name: value for name, value in batch.items() if name not in _COUNTERS}
+      yield {n: value for n, value in batch.items() if n not in (*_COUNTERS, "records")}
   finally:
     running.close()

@@ -7,7 +7,6 @@ A spawned process first imports the main module of its parent, which for trainin
 import concurrent.futures
 import contextlib
 import importlib.util
-import math
 import multiprocessing
 import os
 import signal
@@ -19,13 +18,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 
 import cv2
-import numpy as np
-from grain.multiprocessing import SharedMemoryArray
 
 _SHARED_MEMORY = "/dev/shm"
 _SECONDS_TO_START = 30
-# Smaller arrays are sent as they are: a piece of shared memory costs more than sending them.
-SMALLEST_SHARED = 65536
 # grain imports jax, which must start no backend that takes an accelerator's memory. And glibc is to keep
 # the memory of one frame for the next, since fresh pages cost a tenth of a worker's time, but not a batch's.
 _ENVIRONMENT = {
@@ -35,8 +30,7 @@ _ENVIRONMENT = {
 }
 
 
-# Whether this process is a worker that begin_worker prepared.
-_sends_batches = False
+_is_worker = False
 
 
 @contextlib.contextmanager
@@ -132,10 +126,13 @@ def _begin_pooled(lifeline, begin: Callable[..., None], arguments) -> None:
 
 def begin_worker(worker_index: int, worker_count: int) -> None:
   """Prepare a worker process; grain calls it there."""
-  global _sends_batches
+  global _is_worker
   del worker_index, worker_count
-  _sends_batches = True
+  _is_worker = True
   cv2.setNumThreads(1)
+  # Ctrl-C and a cluster's SIGTERM reach the whole group; training ends its workers when it has saved.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def follow_parent():
@@ -147,11 +144,9 @@ def begin_worker(worker_index: int, worker_count: int) -> None:
   threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-  """Return an array to fill; in a worker a large one lies in the memory that it is sent in."""
-  if not _sends_batches or math.prod(shape) * np.dtype(dtype).itemsize < SMALLEST_SHARED:
-    return np.empty(shape, dtype)
-  return SharedMemoryArray(shape, dtype)
+def in_worker() -> bool:
+  """Return whether this process is one that begin_worker prepared."""
+  return _is_worker
 
 
 def check_shared_memory(num_workers: int, batches: int, batch_bytes: int) -> None:

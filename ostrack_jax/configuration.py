@@ -1,23 +1,32 @@
 """Checks of a configuration before anything runs: its keys, its workdir, where its file is."""
 
+import contextlib
 import difflib
 import itertools
 import json
 import pathlib
 
 from configs import common
-from ostrack_jax.training.checkpoint import STEPS_FOLDER
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import checkpoint
 
 # These may change between a run and its continuation.
 _FREE_TO_CHANGE = (
   "train.max_minutes",
   "train.log_every_steps",
   "train.keep_checkpoints",
+  "train.profile_steps",
+  "compilation_cache",
   "report",
   "data.num_",
   "data.data_dir",
   "data.on_bad_record",
 )
+
+
+def build_model(config) -> OSTrack:
+  """Build the network of config.model; its `pretrained` says where training starts, not what it is."""
+  return OSTrack(**{name: value for name, value in config.model.items() if name != "pretrained"})
 
 
 def check_keys(config) -> None:
@@ -34,13 +43,21 @@ def check_keys(config) -> None:
     )
 
 
+def as_json(config) -> dict:
+  """Return a configuration as JSON has it."""
+  return json.loads(config.to_json_best_effort())
+
+
 def check_workdir(config, workdir: pathlib.Path) -> None:
-  """Refuse a workdir whose checkpoints another configuration made, naming the keys that differ."""
-  path = workdir / "config.json"
-  if not path.exists() or not any((workdir / STEPS_FOLDER).glob("[0-9]*")):
+  """Refuse a workdir whose checkpoints another configuration made, naming the keys that differ.
+
+  Raises:
+    ValueError: so it is, or nothing there says which configuration it was.
+  """
+  steps = checkpoint.steps_in(workdir)
+  if not steps:
     return
-  theirs = _flatten(json.loads(path.read_text()))
-  ours = _flatten(json.loads(config.to_json_best_effort()))
+  theirs, ours = _flatten(_config_of(workdir, steps)), _flatten(as_json(config))
   differing = [
     f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
     for name in sorted(theirs.keys() | ours.keys())
@@ -50,6 +67,20 @@ def check_workdir(config, workdir: pathlib.Path) -> None:
     raise ValueError(
       f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
     )
+
+
+def _config_of(workdir: pathlib.Path, steps: list[int]) -> dict:
+  """Read the configuration that a workdir's checkpoints were made with."""
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads((workdir / "config.json").read_text())
+  # Each checkpoint has its own copy; damaged ones are dealt with when the run resumes.
+  for step in reversed(steps):
+    with contextlib.suppress(Exception):
+      return checkpoint.read_notes(workdir, step)["config"]
+  raise ValueError(
+    f"{workdir} holds checkpoints, but neither config.json nor one of them says with which configuration they were "
+    "made; choose another --workdir"
+  )
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:

@@ -4,8 +4,9 @@
   python -m ostrack_jax.convert --input=DIR --output=FILE.pth
 
 FILE is looked at, not believed by its name: official OSTrack checkpoints (.pth, .pth.tar), MAE and
-DeiT encoders, and Google's AugReg .npz of ViTs with patch size 16. An encoder gets a new, untrained
-head: training starts from it. Nothing that a file's pickle names is run, and PyTorch is not needed.
+DeiT encoders, Google's AugReg .npz of ViTs with patch size 16, and DINOv2 (.pth or .npz; it becomes
+a plain ViT of patch size 16). An encoder gets a new, untrained head: training starts from it, or from
+FILE as it is. Nothing that a file's pickle names is run, and PyTorch is not needed.
 
 Back, DIR is such a folder or a training work folder; the file holds {"net": state dict}, which the
 official code loads with strict=True. No file says how many attention heads the network has, nor

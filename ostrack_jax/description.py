@@ -27,7 +27,7 @@ def describe(model: OSTrack, tracker: Mapping[str, float], source: Mapping, comp
   fields = {
     field.name: getattr(model, field.name)
     for field in dataclasses.fields(model)
-    if field.name not in ("parent", "name")
+    if field.name not in ("parent", "name", "rematerialise")
   }
   fields |= model.dimensions()
   return {

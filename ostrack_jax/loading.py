@@ -56,13 +56,18 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
   if (_SHIPPED / path).is_dir() and not path.exists():
     return _load_folder(_SHIPPED / path, num_heads)
   if not path.exists():
-    shipped = ", ".join(sorted(folder.name for folder in _SHIPPED.iterdir()))
     raise FileNotFoundError(
-      f"there is no checkpoint {path}; give a folder, an official file, or what ships with the package ({shipped})"
+      f"there is no checkpoint {path}; give a folder, an official file, or what ships with the package "
+      f"({', '.join(shipped_names())})"
     )
   return Checkpoint(
     *weight_files.read_file(path, FileOptions(num_heads=num_heads), allow_encoder=False)
   )
+
+
+def shipped_names() -> list[str]:
+  """Return the names of the checkpoints that ship with the package."""
+  return sorted(folder.name for folder in _SHIPPED.iterdir() if folder.is_dir())
 
 
 def is_folder(path: str | os.PathLike) -> bool:

@@ -2,8 +2,13 @@
 
 Runs on every device jax sees; with --multi_host, on those of all processes of the cluster (Slurm, Open MPI and
 Kubernetes are recognised by jax). Starting again with the same workdir continues.
+
+SIGTERM and Ctrl-C end training after the running step, which is saved, with exit code 75 (EX_TEMPFAIL): the same
+command continues. A second Ctrl-C ends it at once. Any error is exit code 1; a loss or gradient that is no number is
+one, and leaves the last checkpoint as it was.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,16 +26,19 @@ from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.sampling import SamplingSettings
 from ostrack_jax import command_line, configuration, loading, sharding, training_report
 from ostrack_jax import description as description_lib
+from ostrack_jax.initial_weights import read_initial_weights
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking.engine import FrameTracker
 from ostrack_jax.tracking.tracker import Tracker
-from ostrack_jax.training import loop
-from ostrack_jax.training.checkpoint import STEPS_FOLDER
-from ostrack_jax.training.checkpoint_store import CheckpointStore
+from ostrack_jax.training import compilation_cache, loop, run_summary, stopping
+from ostrack_jax.training.checkpoint import STEPS_FOLDER, restore_step_variables
+from ostrack_jax.training.checkpoint_store import CheckpointStore, full_disk_in_words
+from ostrack_jax.training.finiteness import NonFiniteLossError
 from ostrack_jax.training.losses import LossWeights
-from ostrack_jax.training.optimizer import OptimizerSettings
+from ostrack_jax.training.optimizer import OptimizerSettings, scaled_to_batch
 from ostrack_jax.training.state import init_variables
 from ostrack_jax.training.step import make_validation_step
+from ostrack_jax.training.validation import run_validation
 
 FLAGS = command_line.new_flags()
 config_flags.DEFINE_config_file(
@@ -57,14 +65,16 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
 
   Raises:
     FileNotFoundError, ValueError: the configuration, its data or its start do not fit, in one sentence.
-    loop.NonFiniteLossError: training diverged.
+    NonFiniteLossError: training diverged.
+    StoppedBySignalError, CheckpointError: see loop.train.
   """
   configuration.check_keys(config)
   try:
-    model = OSTrack(**config.model)
-    optimizer_settings = OptimizerSettings(**config.optim)
-    loss_weights = LossWeights(**config.loss)
+    model = configuration.build_model(config)
     settings = loop.LoopSettings(**config.train)
+    configured_optimizer = OptimizerSettings(**config.optim)
+    optimizer_settings = scaled_to_batch(configured_optimizer, settings.batch_size)
+    loss_weights = LossWeights(**config.loss)
     data = _data_settings(config)
     pairs = _pipeline_settings(config)
   except TypeError as error:
@@ -74,9 +84,16 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   mesh = sharding.make_mesh()
   local_batch = sharding.check_batch_size(mesh, settings.batch_size)
   random_start = init_variables(model, settings.seed)
-  start = _start_from(config.init_from, model) if config.init_from else random_start
+  initial = read_initial_weights(config.model.pretrained, model, random_start)
+  start = initial.variables
   configuration.check_workdir(config, workdir)
-  sequences = _report_sequences(config, data) if jax.process_index() == 0 else []
+  tracked = settings.track_validation_sequences
+  sequences, validation_sequences = [], []
+  if jax.process_index() == 0:
+    sequences = _sequences(config.report.dataset, config.report.sequences, data)
+    validation_sequences = _sequences(
+      config.data.validation_tracking or config.data.validation, tracked, data
+    )
 
   mixture = datasets.open_mixture(config.data.train, config.data.weights, data, pairs.augmentation)
   batches = pipeline.train_pipeline(
@@ -94,12 +111,20 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   def validation_batches():
     return _validation_batches(validation, pairs, config, settings.batch_size, local_batch)
 
+  def track_validation(variables):
+    return training_report.mean_ao(_tracker(model, variables, workdir), validation_sequences)
+
   if jax.process_index() == 0:
     _describe_run(config, model, workdir)
-  _announce(model, start, mesh, settings, optimizer_settings)
-  store = CheckpointStore(workdir, keep=settings.keep_checkpoints)
-  try:
-    state = loop.train(
+    print(initial.summary)
+    print(run_summary.summarise(model, start, settings, configured_optimizer, mesh), flush=True)
+  with full_disk_in_words(workdir), contextlib.ExitStack() as stack:
+    stack.enter_context(contextlib.closing(batches))
+    store = CheckpointStore(
+      workdir, keep=settings.keep_checkpoints, config=configuration.as_json(config)
+    )
+    stack.enter_context(contextlib.closing(store))
+    state, seconds = loop.train(
       model,
       start,
       batches,
@@ -110,21 +135,23 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
       store=store,
       writer_dir=workdir,
       mesh=mesh,
+      track_validation=track_validation if tracked else None,
     )
-  finally:
-    batches.close()
-  store.close()
 
   runs = {"random weights": random_start}
-  if config.init_from:
-    runs[f"start ({pathlib.Path(config.init_from).name})"] = start
+  if config.model.pretrained:
+    runs[f"start ({pathlib.Path(config.model.pretrained).name})"] = start
+  if store.best_step not in (None, int(state.step)):
+    runs[f"best checkpoint (step {store.best_step})"] = restore_step_variables(
+      workdir, store.best_step
+    )
   runs["result"] = jax.device_get(state.variables)
   compiled = jax.jit(
     make_validation_step(model, loss_weights), out_shardings=sharding.replicated(mesh)
   )
   everywhere = sharding.replicated(mesh)
   held_out = {
-    label: loop.run_validation(
+    label: run_validation(
       compiled, jax.device_put(variables, everywhere), validation_batches(), mesh
     )
     for label, variables in runs.items()
@@ -132,6 +159,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   report = {
     "steps": int(state.step),
     "pairs": int(state.step) * settings.batch_size,
+    "minutes": seconds / 60,
     "parameters": _count(state.params),
     "held_out_pairs": {"search_centre": config.data.validation_search_centre, "results": held_out},
   }
@@ -195,37 +223,13 @@ def _validation_batches(
   )
 
 
-def _start_from(path: str, model: OSTrack) -> dict:
-  """Load weights to start from and check that they are the configured model's."""
-  checkpoint = loading.load(path)
-  want = jax.eval_shape(lambda: init_variables(model, 0))
-  have = {
-    "params": checkpoint.variables["params"],
-    "batch_stats": checkpoint.variables["batch_stats"],
-  }
-  wanted = {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(want)}
-  found = {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(have)}
-  for name in sorted(wanted.keys() | found.keys()):
-    if wanted.get(name) != found.get(name):
-      raise ValueError(
-        f"config.init_from {path!r} does not fit config.model: {name} is {found.get(name, 'missing')} there and "
-        f"{wanted.get(name, 'unknown')} here; change config.model, or convert the weights for these sizes"
-      )
-  heads, theirs = model.dimensions()["num_heads"], checkpoint.model.dimensions()["num_heads"]
-  if heads != theirs:
-    raise ValueError(
-      f"config.init_from {path!r} has {theirs} attention heads, config.model.num_heads is {heads}"
-    )
-  return have
-
-
 def _describe_run(config, model: OSTrack, workdir: pathlib.Path) -> None:
   """Write the configuration, and the description that `load` reads, into the workdir."""
   workdir.mkdir(parents=True, exist_ok=True)
   source = {"file": workdir.name, "sha256": None, "kind": "training"}
   description = description_lib.describe(model, dict(config.tracker), source, complete=True)
-  configuration = json.loads(config.to_json_best_effort())
-  for name, content in (("config.json", configuration), ("description.json", description)):
+  contents = {"config.json": configuration.as_json(config), "description.json": description}
+  for name, content in contents.items():
     temporary = workdir / f".{name}.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(workdir / name)
@@ -235,44 +239,34 @@ def _count(params) -> int:
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
 
 
-def _announce(
-  model, variables, mesh, settings: loop.LoopSettings, optimizer_settings: OptimizerSettings
-) -> None:
-  if jax.process_index() != 0:
-    return
-  rate = optimizer_settings.learning_rate
-  stages = " -> ".join(map(str, (model.search_grid**2, *model.stage_counts())))
-  print(
-    f"{mesh.size} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)\n"
-    f"{_count(variables['params']):,} parameters; search tokens {stages}\n"
-    f"{settings.epochs} epochs of {settings.steps_per_epoch} steps of {settings.batch_size} pairs; learning rate "
-    f"{rate:g}, backbone {rate * optimizer_settings.backbone_multiplier:g}",
-    flush=True,
-  )
-
-
-def _report_sequences(config, data: datasets.DatasetSettings) -> list[sources.FrameSequence]:
-  """Return the sequences to track after training; those whose target is absent at first are left out."""
-  if not config.report.sequences:
+def _sequences(
+  dataset: str, count: int, data: datasets.DatasetSettings
+) -> list[sources.FrameSequence]:
+  """Return a data set's first sequences to track; those whose target is absent at first are left out."""
+  if not count:
     return []
-  parts = datasets.locate(config.report.dataset, data)
+  parts = datasets.locate(dataset, data)
   found = itertools.chain.from_iterable(
     sources.iter_sequences(part.directory, part.split, part.sequences) for part in parts
   )
-  sequences = list(itertools.islice((s for s in found if s.visible[0]), config.report.sequences))
+  sequences = list(itertools.islice((s for s in found if s.visible[0]), count))
   if not sequences:
     raise ValueError(
-      f"config.report.dataset {config.report.dataset!r} has no sequence whose target is visible in its first "
-      "frame; set config.report.sequences to 0"
+      f"data set {dataset!r} has no sequence whose target is visible in its first frame, and {count} were to be "
+      "tracked; set config.report.sequences or config.train.track_validation_sequences to 0"
     )
   return sequences
 
 
-def _track(model: OSTrack, runs: dict, sequences: list, workdir: pathlib.Path) -> dict:
+def _tracker(model: OSTrack, variables: dict, workdir: pathlib.Path) -> Tracker:
   description = json.loads((workdir / "description.json").read_text())
+  return Tracker(loading.Checkpoint(model, variables, description))
+
+
+def _track(model: OSTrack, runs: dict, sequences: list, workdir: pathlib.Path) -> dict:
   trackers: dict[str, FrameTracker] = {"first box kept still": training_report.StillBox()}
   for label, variables in runs.items():
-    trackers[label] = Tracker(loading.Checkpoint(model, variables, description))
+    trackers[label] = _tracker(model, variables, workdir)
   return training_report.track_held_out(trackers, sequences, workdir)
 
 
@@ -289,14 +283,19 @@ def main(argv) -> None:
   if FLAGS.multi_host:
     jax.distributed.initialize()
   workdir = pathlib.Path(FLAGS.workdir).absolute()
+  stopping.raise_on_sigterm()
   try:
+    configuration.check_keys(FLAGS.config)
+    compilation_cache.enable(FLAGS.config.compilation_cache)
     report = train_and_report(FLAGS.config, workdir)
-  except (ValueError, OSError, loop.NonFiniteLossError) as error:
+  except (ValueError, OSError, NonFiniteLossError) as error:
     sys.exit(f"ostrack-train: {error}")
-  except KeyboardInterrupt:
-    sys.exit(
-      f"ostrack-train: interrupted; the same command continues from the checkpoints in {workdir}"
+  except KeyboardInterrupt as error:
+    print(
+      f"ostrack-train: interrupted; the same command continues from the checkpoints in {workdir}",
+      file=sys.stderr,
     )
+    sys.exit(stopping.EXIT_CODE if isinstance(error, stopping.StoppedBySignalError) else 1)
   if jax.process_index() == 0:
     print()
     for label, scores in report["held_out_pairs"]["results"].items():

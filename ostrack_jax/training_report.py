@@ -32,6 +32,18 @@ class StillBox:
     return TrackResult(box_xywh=self._box_xywh, score=float("nan"))
 
 
+def mean_ao(tracker: FrameTracker, sequences: Sequence) -> float:
+  """Track sequences, as for track_held_out, and return the mean of their AO."""
+  tracks, sizes = {}, {}
+  for sequence in sequences:
+    result = track_sequence(tracker, sequence.frames, sequence.boxes_xywh[0])
+    tracks[sequence.name] = result.boxes_xywh
+    height, width = sequence.frames[0].shape[:2]
+    sizes[sequence.name] = (width, height)
+  annotations = {s.name: np.asarray(s.boxes_xywh, np.float64) for s in sequences}
+  return report.score(tracks, annotations, sizes).mean["ao"]
+
+
 def track_held_out(
   trackers: Mapping[str, FrameTracker], sequences: Sequence, workdir: pathlib.Path
 ) -> dict:

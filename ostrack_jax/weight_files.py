@@ -46,7 +46,7 @@ class FileOptions:
 def read_file(
   path: str | os.PathLike, options: FileOptions | None = None, allow_encoder: bool = True
 ) -> tuple[OSTrack, dict[str, Any], dict[str, Any]]:
-  """Make model, variables and description of a file: official OSTrack, MAE or DeiT, AugReg .npz.
+  """Make model, variables and description of a file: official OSTrack, MAE or DeiT, AugReg, DINOv2.
 
   An encoder gets position tables for the sizes asked for and a head drawn from the seed; its
   description says `complete: false`. Without allow_encoder it is refused.
@@ -63,8 +63,8 @@ def read_file(
       f"{path} is an encoder without a trained head; convert it first: "
       f"python -m ostrack_jax.convert --input={path} --output=DIR"
     )
-  state, source = weights.state, str(path)
-  written = _written_description(weights.note, source)
+  source = str(path)
+  written = written_description(weights.note, source)
   dimensions = _dimensions(weights, options, source)
   if written is None:
     model = _model(dimensions, weights.num_heads, options, source)
@@ -77,9 +77,9 @@ def read_file(
         f"{source} has {model.dimensions()['num_heads']} attention heads, not {options.num_heads}"
       )
   if complete:
-    variables = names.variables_from_torch(state, model, source)
+    variables = names.variables_from_torch(weights.state, model, source)
   else:
-    state = pretrained.backbone_state(state, model.template_size, model.search_size, source)
+    state = pretrained.backbone_state(weights, model.template_size, model.search_size, source)
     variables = names.variables_from_torch(state, model, source, prefix="backbone.")
     for collection, tree in _new_head(model, options.seed).items():
       variables.setdefault(collection, {})["box_head"] = tree
@@ -93,10 +93,12 @@ def read_file(
     "kind": weights.kind,
     "left_out": list(weights.dropped),
   }
+  # An encoder of ours stays one, even when it was written out as a whole file.
+  complete = complete and (written or {}).get("complete", True)
   return model, variables, description.describe(model, tracker, origin, complete)
 
 
-def _written_description(note: str | None, source: str) -> dict[str, Any] | None:
+def written_description(note: str | None, source: str) -> dict[str, Any] | None:
   """Read what a file of this project says of its network; None for files of others."""
   if note is None:
     return None

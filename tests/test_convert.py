@@ -134,6 +134,30 @@ def test_an_encoder_is_converted_for_the_sizes_asked_for(tmp_path, capsys):
   assert (checkpoint.model.template_size, checkpoint.model.search_size) == (32, 48)
 
 
+def test_a_dinov2_becomes_a_plain_encoder_and_stays_untrained_on_its_way_back(tmp_path, capsys):
+  state = {
+    name.removeprefix("backbone."): array
+    for name, array in _state().items()
+    if name.startswith("backbone.") and "pos_embed_" not in name
+  }
+  rng = np.random.default_rng(1)
+  state["patch_embed.proj.weight"] = rng.standard_normal((64, 3, 14, 14)).astype(np.float32)
+  state["pos_embed"] = rng.standard_normal((1, 26, 64)).astype(np.float32)
+  scales = {f"blocks.0.ls{i}.gamma": np.full(64, 2, np.float32) for i in (1, 2)}
+  np.savez(tmp_path / "dinov2.npz", **state, **scales, mask_token=np.zeros((1, 64)))
+  _run(f"--input={tmp_path / 'dinov2.npz'}", f"--output={tmp_path / 'out'}", "--head_channels=8")
+  words = capsys.readouterr().out
+  for part in ("dinov2\n", "width 64, depth 1, 1 heads", "mask_token", "new and untrained"):
+    assert part in words
+  _run(f"--input={tmp_path / 'out'}", f"--output={tmp_path / 'back.pth'}")
+  tensors = read_state_dict(tmp_path / "back.pth").tensors
+  np.testing.assert_array_equal(
+    tensors["backbone.blocks.0.mlp.fc2.weight"], 2 * state["blocks.0.mlp.fc2.weight"]
+  )
+  assert tensors["backbone.patch_embed.proj.weight"].shape == (64, 3, 16, 16)
+  assert load(tmp_path / "back.pth").description["complete"] is False
+
+
 @pytest.mark.parametrize(
   ("damage", "words"),
   [
@@ -216,7 +240,7 @@ def test_help_tells_what_is_read(capsys):
     _run("--help")
   assert end.value.code == 0
   words = capsys.readouterr().out
-  for part in ("AugReg", "--num_heads", "--elimination", "--[no]overwrite"):
+  for part in ("AugReg", "DINOv2", "--num_heads", "--elimination", "--[no]overwrite"):
     assert part in words
 
 

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,9 @@ from configs import tiny
 from ostrack_jax import configuration, train
 from ostrack_jax.loading import load
 from ostrack_jax.tracking.tracker import Tracker
+from ostrack_jax.training.checkpoint_store import CheckpointError
+from ostrack_jax.training.finiteness import NonFiniteLossError
+from ostrack_jax.training.stopping import StoppedBySignalError
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,7 @@ def test_report_compares_the_result_with_baselines(finished):
   assert json.loads((workdir / "report.json").read_text()) == report
   assert report["steps"] == 4
   assert report["pairs"] == 16
+  assert 0 < report["minutes"] < 1
   assert set(report["tracking"]) == {"first box kept still", "random weights", "result"}
   assert set(report["held_out_pairs"]["results"]) == {"random weights", "result"}
   for scores in report["tracking"].values():
@@ -123,19 +129,35 @@ def test_other_configuration_is_refused_for_the_workdir_by_its_keys(finished):
     train.train_and_report(configuration, workdir)
 
 
-def test_weights_of_another_size_are_refused_naming_the_parameter(finished, config, tmp_path):
+def test_configuration_in_the_checkpoints_counts_where_the_file_is_lost(finished, tmp_path):
+  configuration_of_run, workdir, _ = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  (copy / "config.json").unlink()
+  configuration.check_workdir(configuration_of_run, copy)
+  other = configuration_of_run.copy_and_resolve_references()
+  other.train.ema_decay = 0.5
+  with pytest.raises(ValueError, match=r"train.ema_decay \(0.0 there, 0.5 now\)"):
+    configuration.check_workdir(other, copy)
+  for notes in copy.glob("checkpoints/*/notes/metadata"):
+    notes.unlink()
+  with pytest.raises(ValueError, match="says with which configuration"):
+    configuration.check_workdir(configuration_of_run, copy)
+
+
+def test_weights_of_another_size_are_refused_naming_both(finished, config, tmp_path):
   _, workdir, _ = finished
-  config.init_from = str(workdir)
+  config.model.pretrained = str(workdir)
   config.model.width = 32
   with pytest.raises(
-    ValueError, match=r"does not fit config.model: .* is \(16,\) there and \(32,\) here"
+    ValueError, match=r"has width 16, .*, and config.model \(variant 'custom'\) has width 32, "
   ):
     train.train_and_report(config, tmp_path / "run")
 
 
 def test_training_starts_from_given_weights(finished, config, tmp_path):
   _, workdir, report = finished
-  config.init_from = str(workdir)
+  config.model.pretrained = str(workdir)
   config.optim.learning_rate = 0.0
   config.optim.weight_decay = 0.0
   config.report.sequences = 0
@@ -210,6 +232,32 @@ def test_command_suggests_similar_keys_and_prints_help(tmp_path):
   helped = _command("--help")
   assert helped.returncode == 0
   assert "--workdir" in helped.stdout
+
+
+@pytest.mark.parametrize(
+  ("ending", "code", "sentence"),
+  [
+    (StoppedBySignalError(3, "SIGTERM"), 75, "interrupted; the same command continues from"),
+    (KeyboardInterrupt(), 1, "interrupted; the same command continues from"),
+    (NonFiniteLossError("loss stopped being finite at step 4"), 1, "finite at step 4"),
+    (CheckpointError("the disk is full"), 1, "the disk is full"),
+  ],
+)
+def test_exit_code_says_how_training_ended(tmp_path, monkeypatch, capsys, ending, code, sentence):
+  def end(*arguments):
+    raise ending
+
+  # Nothing is to outlive the test.
+  monkeypatch.setattr(train, "train_and_report", end)
+  monkeypatch.setattr(train.compilation_cache, "enable", lambda folder: None)
+  monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+  argv = ["ostrack-train", "--config=configs/tiny.py", f"--workdir={tmp_path}"]
+  train.FLAGS(argv)
+  with pytest.raises(SystemExit) as ended:
+    train.main(argv)
+  assert sentence in capsys.readouterr().err + str(ended.value.code)
+  # A sentence as the code means 1.
+  assert ended.value.code == code or (code == 1 and isinstance(ended.value.code, str))
 
 
 def test_unknown_keys_in_a_configuration_file_are_refused(config, tmp_path):

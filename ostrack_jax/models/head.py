@@ -18,28 +18,33 @@ class BatchNorm(nn.Module):
   """Batch normalisation with PyTorch's running statistics (momentum 0.1, unbiased variance).
 
   Under jit over a mesh the mean is taken over the global batch; the official code normalised over the
-  32 images of each GPU. flax.linen's layer keeps the biased variance.
+  32 images of each GPU, which `groups` equal parts of the batch do here (the running statistics are then
+  those of the parts' mean; officially those of the first GPU alone). flax.linen's layer keeps the biased
+  variance.
   """
 
   @nn.compact
-  def __call__(self, x, train: bool):
+  def __call__(self, x, train: bool, groups: int = 1):
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
     running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
     x = x.astype(jnp.float32)
+    grouped = x.reshape(groups, -1, channels)
     if train:
-      mean = x.mean(axis=(0, 1, 2))
-      var = jnp.square(x - mean[None, None, None, :]).mean(axis=(0, 1, 2))
+      mean = grouped.mean(axis=1)
+      var = jnp.square(grouped - mean[:, None, :]).mean(axis=1)
       if not self.is_initializing():
-        count = x.size // channels
-        running_mean.value = 0.9 * running_mean.value + 0.1 * mean
-        running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
+        count = grouped.shape[1]
+        unbiased = var.mean(axis=0) * (count / max(count - 1, 1))
+        running_mean.value = 0.9 * running_mean.value + 0.1 * mean.mean(axis=0)
+        running_var.value = 0.9 * running_var.value + 0.1 * unbiased
     else:
-      mean, var = running_mean.value, running_var.value
-    factor = scale * jax.lax.rsqrt(var + 1e-5)
-    return x * factor[None, None, None, :] + (bias - mean * factor)[None, None, None, :]
+      mean, var = running_mean.value[None, :], running_var.value[None, :]
+    factor = scale[None, :] * jax.lax.rsqrt(var + 1e-5)
+    normal = grouped * factor[:, None, :] + (bias[None, :] - mean * factor)[:, None, :]
+    return normal.reshape(x.shape)
 
 
 def _torch_bias_init(fan_in: int):
@@ -55,7 +60,7 @@ class ConvBlock(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x, train: bool):
+  def __call__(self, x, train: bool, groups: int = 1):
     x = nn.Conv(
       self.features,
       (3, 3),
@@ -65,7 +70,7 @@ class ConvBlock(nn.Module):
       bias_init=_torch_bias_init(9 * x.shape[-1]),
       name="conv",
     )(x)
-    return nn.relu(BatchNorm(name="bn")(x, train))
+    return nn.relu(BatchNorm(name="bn")(x, train, groups))
 
 
 class CenterHead(nn.Module):
@@ -81,17 +86,18 @@ class CenterHead(nn.Module):
   score_bias: float | None = None
 
   @nn.compact
-  def __call__(self, features, train: bool):
+  def __call__(self, features, train: bool, groups: int = 1):
     """Map [b, F, F, d] to (score_map [b,F,F,1], size_map [b,F,F,2], offset_map [b,F,F,2]), float32.
 
     Score and size are sigmoids clamped to [1e-4, 1 - 1e-4] with no gradient outside; offsets are raw.
+    groups: BatchNorm's, in training.
     """
     maps = {}
     for branch, outputs in BRANCHES.items():
       x = features
       for layer in range(4):
         x = ConvBlock(self.channels // 2**layer, self.dtype, name=f"conv{layer + 1}_{branch}")(
-          x, train
+          x, train, groups
         )
       bias_init = _torch_bias_init(x.shape[-1])
       if branch == "ctr" and self.score_bias is not None:

@@ -5,11 +5,14 @@ embedding, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm before eliminate
 """
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
+from ostrack_jax.models import attention as attention_lib
 from ostrack_jax.models import candidates as candidates_lib
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 
@@ -24,6 +27,28 @@ _linear_init = nn.initializers.truncated_normal(stddev=0.02)
 _layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
 
 
+class PatchProjection(nn.Module):
+  """A convolution whose stride is its kernel, as one matrix product: cuDNN takes four times as long."""
+
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, images):
+    side = PATCH_SIZE
+    batch, height, width, channels = images.shape
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), (side, side, channels, self.width)
+    )
+    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    patches = images.reshape(batch, height // side, side, width // side, side, channels)
+    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
+    kernel = kernel.astype(self.dtype).reshape(-1, self.width)
+    tokens = patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)[None, None, :]
+    # Left to itself, XLA lays tokens out with the batch innermost and transposes them for every product.
+    return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2)))
+
+
 class PatchEmbed(nn.Module):
   """Project 16 x 16 patches to tokens: [b, H, W, 3] to [b, HW/256, width], row-major."""
 
@@ -32,11 +57,7 @@ class PatchEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, images):
-    patch = (PATCH_SIZE, PATCH_SIZE)
-    grid = nn.Conv(
-      self.width, patch, strides=patch, padding="VALID", dtype=self.dtype, name="proj"
-    )(images)
-    return grid.reshape(grid.shape[0], -1, self.width)
+    return PatchProjection(self.width, self.dtype, name="proj")(images)
 
 
 class Attention(nn.Module):
@@ -65,12 +86,60 @@ class Attention(nn.Module):
     batch, count, _ = tokens.shape
     packed = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.width // self.num_heads)
     queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
-    mask = None if key_valid is None else key_valid[:, None, None, :]
-    mixed = jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+    mixed = attention_lib.attend(queries, keys, values, key_valid)
     chosen = None
     if rows is not None:
       chosen = candidates_lib.template_attention(queries[:, jnp.asarray(rows)], keys, key_valid)
     return self.proj(mixed.reshape(batch, count, self.width)), chosen
+
+
+@jax.custom_vjp
+def exact_gelu(x):
+  """Return x times the normal distribution function, exactly (erf); computed in float32.
+
+  The gradient keeps x alone and computes the rest anew: left to itself it keeps three arrays of this size,
+  the largest of the network, and reading them takes a tenth of a training step.
+  """
+  return _gelu(x)
+
+
+def _gelu(x):
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def _gelu_forward(x):
+  return _gelu(x), x
+
+
+def _gelu_backward(x, gradient):
+  wide = x.astype(jnp.float32)
+  below = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+  density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2 * math.pi)
+  return (((below + wide * density) * gradient.astype(jnp.float32)).astype(x.dtype),)
+
+
+exact_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+class ScaledDense(nn.Module):
+  """A linear layer whose result is scaled sample by sample, at the cost of scaling nothing.
+
+  The factor goes into the input, where it is computed along with the activation before it.
+  """
+
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, scale):
+    kernel = self.param("kernel", _linear_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)[None, None, :]
+    if scale is None:
+      return x @ kernel + bias
+    scaled = (x.astype(jnp.float32) * scale).astype(self.dtype)
+    return scaled @ kernel + (bias * scale).astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -82,10 +151,11 @@ class Mlp(nn.Module):
   def setup(self):
     dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_linear_init)
     self.fc1 = dense(4 * self.width)
-    self.fc2 = dense(self.width)
+    self.fc2 = ScaledDense(self.width, self.dtype)
 
-  def __call__(self, tokens):
-    return self.fc2(nn.gelu(self.fc1(tokens), approximate=False))
+  def __call__(self, tokens, scale=None):
+    """Map [b, n, width] to the same; scale [b, 1, 1] float32 multiplies each sample's result."""
+    return self.fc2(exact_gelu(self.fc1(tokens)), scale)
 
 
 class Block(nn.Module):
@@ -93,7 +163,6 @@ class Block(nn.Module):
 
   width: int
   num_heads: int
-  drop_path_rate: float
   dtype: jnp.dtype
 
   def setup(self):
@@ -102,22 +171,20 @@ class Block(nn.Module):
     self.norm2 = _layer_norm()
     self.mlp = Mlp(self.width, self.dtype)
 
-  def _drop_path(self, branch, train: bool):
-    """Drop whole samples of a residual branch and scale up the survivors."""
-    if not train or self.drop_path_rate == 0:
-      return branch
-    keep = 1 - self.drop_path_rate
-    survives = jax.random.bernoulli(self.make_rng("drop_path"), keep, (branch.shape[0], 1, 1))
-    return jnp.where(survives, branch / keep, jnp.zeros((), branch.dtype))
-
-  def attend(self, tokens, *, rows, key_valid, train: bool):
-    """Return tokens after attention, and the attention rows asked for."""
+  def attend(self, tokens, *, rows, key_valid, scale=None):
+    """Return tokens after attention, and the attention rows asked for; scale as Mlp's."""
     mixed, chosen = self.attn(self.norm1(tokens).astype(self.dtype), rows, key_valid)
-    return tokens + self._drop_path(mixed, train), chosen
+    if scale is not None:
+      mixed = (mixed.astype(jnp.float32) * scale).astype(self.dtype)
+    return tokens + mixed, chosen
 
-  def feed_forward(self, tokens, *, train: bool):
-    """Return tokens after the MLP."""
-    return tokens + self._drop_path(self.mlp(self.norm2(tokens).astype(self.dtype)), train)
+  def feed_forward(self, tokens, *, scale=None):
+    """Return tokens after the MLP; scale as Mlp's."""
+    return tokens + self.mlp(self.norm2(tokens).astype(self.dtype), scale)
+
+
+# Both halves are computed anew in the backward pass where memory counts more than time.
+_HALVES = ("attend", "feed_forward")
 
 
 class Backbone(nn.Module):
@@ -133,6 +200,7 @@ class Backbone(nn.Module):
   template_tokens: str
   drop_path_rate: float
   dtype: jnp.dtype
+  rematerialise: bool = False
 
   def setup(self):
     self.patch_embed = PatchEmbed(self.width, self.dtype)
@@ -143,11 +211,18 @@ class Backbone(nn.Module):
     self.pos_embed_x = self.param(
       "pos_embed_x", table, (1, (self.search_size // PATCH_SIZE) ** 2, self.width)
     )
-    step = self.drop_path_rate / max(self.depth - 1, 1)
-    self.blocks = [
-      Block(self.width, self.num_heads, step * i, self.dtype) for i in range(self.depth)
-    ]
+    block = nn.remat(Block, methods=_HALVES) if self.rematerialise else Block
+    self.blocks = [block(self.width, self.num_heads, self.dtype) for _ in range(self.depth)]
     self.norm = _layer_norm()
+
+  def _survival(self, batch: int):
+    """Draw drop path: per block, for attention and MLP, [b, 1, 1] float32: 0 for samples that lose the
+    branch, else 1 / share kept. All at once, since each draw costs several kernels."""
+    rates = self.drop_path_rate * jnp.arange(self.depth) / max(self.depth - 1, 1)
+    keep = (1 - rates)[:, None, None, None, None]
+    shape = (self.depth, 2, batch, 1, 1)
+    survives = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+    return jnp.where(survives, 1 / keep, 0.0).astype(jnp.float32)
 
   def __call__(
     self, template, search, *, template_mask, keep_counts, attention_layers, train: bool
@@ -166,7 +241,9 @@ class Backbone(nn.Module):
     index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
     alive = Candidates(index=index, valid=None)
     removed, attention = [], []
+    survival = self._survival(tokens.shape[0]) if train and self.drop_path_rate else None
     for layer, block in enumerate(self.blocks):
+      scales = (None, None) if survival is None else (survival[layer, 0], survival[layer, 1])
       stage = self.elimination_layers.index(layer) if layer in self.elimination_layers else None
       eliminates = stage is not None and (
         keep_counts is not None or capacities[stage] < alive.index.shape[1]
@@ -176,7 +253,7 @@ class Backbone(nn.Module):
       if alive.valid is not None:
         key_valid = jnp.concatenate([jnp.ones((tokens.shape[0], num_z), bool), alive.valid], axis=1)
       tokens, looks = block.attend(
-        tokens, rows=rows if wanted else None, key_valid=key_valid, train=train
+        tokens, rows=rows if wanted else None, key_valid=key_valid, scale=scales[0]
       )
       if layer in attention_layers:
         attention.append(_rows_on_grid(looks, alive, num_z, num_x))
@@ -193,7 +270,7 @@ class Backbone(nn.Module):
         self.sow("intermediates", f"kept_{stage}", alive.index)
       elif stage is not None:
         removed.append(jnp.zeros((tokens.shape[0], 0), jnp.int32))
-      tokens = block.feed_forward(tokens, train=train)
+      tokens = block.feed_forward(tokens, scale=scales[1])
 
     tokens = self.norm(tokens)
     x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)

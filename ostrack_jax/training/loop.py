@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -12,13 +11,17 @@ import tqdm
 
 from ostrack_jax import sharding
 from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import finiteness, stopping, validation
 from ostrack_jax.training import step as step_lib
-from ostrack_jax.training import targets
 from ostrack_jax.training.checkpoint_store import CheckpointStore
+from ostrack_jax.training.compiled_steps import CompiledSteps
 from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.metric_writer import MetricWriter
 from ostrack_jax.training.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
+from ostrack_jax.training.profiling import ProfilerWindow
+from ostrack_jax.training.speed import Speed
 from ostrack_jax.training.state import TrainState, create_state
+from ostrack_jax.training.stopwatch import Stopwatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,21 @@ class LoopSettings:
     batch_size: global, over all devices and processes.
     elimination_start, elimination_warmup: epochs before candidates start to leave, and of the cosine
       down to the model's keep ratio; see targets.keep_ratio_at_epoch.
-    max_minutes: stop after so many minutes of stepping, 0 for never (the clock starts when the first
-      step has compiled).
+    elimination_buckets: parts of that warm-up, each compiled once; see CompiledSteps.
+    accumulate_steps, rematerialise: for less memory; see make_train_step and OSTrack.
+    batch_norm: "global" normalises over the whole batch, "device" over each device's part of it, as
+      the official code does.
+    max_minutes: stop after so many minutes of stepping, 0 for never; summed over the parts of a run
+      that was resumed. Steps that compile, validating and saving do not count.
     log_every_steps: scalars are read from the device only that often.
     validate_every_epochs, save_every_epochs: the last epoch always does both.
+    track_validation_sequences: so many sequences are tracked at each validation, 0 for none; where
+      some are, the best checkpoint is the one of the highest AO.
     keep_checkpoints: how many of the newest checkpoints stay; the best one always does.
+    ema_decay: weight of the past in the average of the weights that is validated, saved beside the
+      trained ones and loaded from the workdir; 0 for no average. See make_train_step.
     seed: of initial parameters, drop path and data.
+    profile_steps: (first, last) step under jax's profiler, () for none; see profiling.ProfilerWindow.
   """
 
   epochs: int = 300
@@ -43,12 +55,19 @@ class LoopSettings:
   batch_size: int = 128
   elimination_start: int = 20
   elimination_warmup: int = 80
+  elimination_buckets: int = 3
+  accumulate_steps: int = 1
+  rematerialise: bool = False
+  batch_norm: str = "global"
   max_minutes: float = 0.0
   log_every_steps: int = 50
   validate_every_epochs: int = 20
+  track_validation_sequences: int = 0
   save_every_epochs: int = 10
   keep_checkpoints: int = 2
+  ema_decay: float = 0.0
   seed: int = 42
+  profile_steps: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.batch_size < 1 or self.pairs_per_epoch < self.batch_size:
@@ -64,6 +83,18 @@ class LoopSettings:
       raise ValueError(
         "train.epochs, log_every_steps, save_every_epochs and validate_every_epochs must be at least 1"
       )
+    if self.elimination_buckets < 1 or self.accumulate_steps < 1:
+      raise ValueError(
+        f"train.elimination_buckets {self.elimination_buckets} and train.accumulate_steps {self.accumulate_steps} "
+        "must be at least 1"
+      )
+    if self.batch_norm not in ("global", "device"):
+      raise ValueError(f"train.batch_norm {self.batch_norm!r} must be 'global' or 'device'")
+    if self.track_validation_sequences < 0 or not 0 <= self.ema_decay < 1:
+      raise ValueError(
+        f"train.track_validation_sequences {self.track_validation_sequences} must be at least 0 and "
+        f"train.ema_decay {self.ema_decay} at least 0 and less than 1"
+      )
 
   @property
   def steps_per_epoch(self) -> int:
@@ -74,6 +105,7 @@ class LoopSettings:
 class Batches(Protocol):
   """An endless iterator of this process's batches that knows its position.
 
+  A batch may hold `records`, int64 [b, 3], which stays on the host; describe names the records of a row.
   counts: of what this iterator gave so far, pairs, and how many draws they cost beyond themselves:
   redraws, rejected by the validity rule, and skipped, with a damaged record.
   """
@@ -83,43 +115,11 @@ class Batches(Protocol):
 
   def __next__(self) -> dict[str, np.ndarray]: ...
 
+  def describe(self, records: np.ndarray) -> str: ...
+
   def get_state(self) -> dict: ...
 
   def set_state(self, state: dict) -> None: ...
-
-
-class NonFiniteLossError(RuntimeError):
-  """The loss or the gradient stopped being a number."""
-
-
-class CompiledSteps:
-  """The jitted steps of a run: one where candidates are masked, one at the final keep ratio.
-
-  While the schedule moves, every stage keeps the whole grid and the traced keep counts mask what the
-  schedule drops; from the final ratio on, dropped candidates cost nothing. Two compilations in all.
-  """
-
-  def __init__(
-    self,
-    model: OSTrack,
-    make_step: Callable[[OSTrack], Callable],
-    settings: LoopSettings,
-    **jit_options,
-  ):
-    self._model, self._settings = model, settings
-    full_grid = model.clone(keep_ratios=(1.0,) * len(model.keep_ratios))
-    self._masked = jax.jit(make_step(full_grid), **jit_options)
-    self._static = jax.jit(make_step(model), **jit_options)
-
-  def at_epoch(self, epoch: int) -> Callable:
-    """Return the step of an epoch, counted from 1; it takes what the uncompiled step takes."""
-    ratios = self._model.keep_ratios
-    start, warmup = self._settings.elimination_start, self._settings.elimination_warmup
-    if not ratios or epoch >= start + warmup:
-      return self._static
-    ratio = targets.keep_ratio_at_epoch(epoch, final=ratios[0], start=start, warmup=warmup)
-    counts = np.asarray(self._model.stage_counts(ratio), np.int32)
-    return lambda *arguments: self._masked(*arguments, counts)
 
 
 def train(
@@ -134,7 +134,8 @@ def train(
   store: CheckpointStore,
   writer_dir,
   mesh,
-) -> TrainState:
+  track_validation: Callable[[dict], float] | None = None,
+) -> tuple[TrainState, float]:
   """Train to the end of the schedule, resuming from the store's newest checkpoint if it has one.
 
   Args:
@@ -144,12 +145,17 @@ def train(
     store: where checkpoints go; they hold the state and the position in the data.
     writer_dir: folder for scalars.
     mesh: one axis `data`.
+    track_validation: tracks with given variables and returns the mean AO, on the first process; called
+      at each validation.
 
   Returns:
-    The state after the last step.
+    The state after the last step, and the seconds of stepping it took, all parts of the run together.
 
   Raises:
-    NonFiniteLossError: names the step; nothing is saved over the last good checkpoint.
+    NonFiniteLossError: names the step and the batch; nothing is saved over the last good checkpoint.
+    StoppedBySignalError: SIGTERM or Ctrl-C came; the state is saved.
+    CheckpointError: a checkpoint could not be written.
+    ValueError: no checkpoint there is whole.
   """
   steps_per_epoch = settings.steps_per_epoch
   optimizer = make_optimizer(optimizer_settings, steps_per_epoch)
@@ -161,19 +167,30 @@ def train(
       f"{jax.process_count()} set it to 0"
     )
   everywhere = sharding.replicated(mesh)
-  state = sharding.copy_everywhere(mesh, create_state(variables, optimizer, settings.seed))
-  first_step = 0
+  state = sharding.copy_everywhere(
+    mesh, create_state(variables, optimizer, settings.seed, averaged=settings.ema_decay > 0)
+  )
+  first_step, clock = 0, Stopwatch()
   if store.latest_step() is not None:
-    state, data_state = store.restore(state)
-    train_batches.set_state(data_state)
-    first_step = int(state.step)
+    state, notes = store.restore(state)
+    train_batches.set_state(notes["data"])
+    first_step, clock = int(state.step), Stopwatch(notes["seconds_trained"])
     if jax.process_index() == 0:
-      print(f"resumed from step {first_step}", flush=True)
+      minutes = f"{clock.seconds / 60:.1f} minutes of training"
+      print(f"resumed from step {first_step}, after {minutes}", flush=True)
 
   train_steps = CompiledSteps(
-    model,
-    lambda m: step_lib.make_train_step(m, optimizer, loss_weights),
+    model.clone(rematerialise=settings.rematerialise),
+    lambda m: step_lib.make_train_step(
+      m,
+      optimizer,
+      loss_weights,
+      settings.ema_decay,
+      accumulate=settings.accumulate_steps,
+      batch_norm_groups=mesh.size if settings.batch_norm == "device" else 1,
+    ),
     settings,
+    buckets=settings.elimination_buckets,
     donate_argnums=0,
     out_shardings=everywhere,
   )
@@ -185,9 +202,17 @@ def train(
   )
   is_first_process = jax.process_index() == 0
   last_step = settings.epochs * steps_per_epoch
-  waiting, counted = [], train_batches.counts
-  seconds_trained, clock = 0.0, time.perf_counter()
-  pairs_timed = 0
+  limit = settings.max_minutes * 60
+  if 0 < limit <= clock.seconds:
+    last_step = first_step
+  unread = finiteness.UnreadMetrics(train_batches.describe)
+  counted, pairs_timed = train_batches.counts, 0
+
+  def fetch():
+    batch = dict(next(train_batches))
+    records = batch.pop("records", None)
+    return sharding.put_batch(mesh, batch), records
+
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(
       contextlib.closing(MetricWriter(writer_dir, resume_step=first_step))
@@ -201,76 +226,92 @@ def train(
         disable=not is_first_process,
       )
     )
-    batch = sharding.put_batch(mesh, next(train_batches)) if first_step < last_step else None
+    profiler = stack.enter_context(
+      contextlib.closing(ProfilerWindow(settings.profile_steps, writer_dir / "profile"))
+    )
+    speed = stack.enter_context(contextlib.closing(Speed(model, mesh.devices.flat)))
+    speeds_read = 0
+    signals = stack.enter_context(stopping.StopSignals())
+    batch, records = fetch() if first_step < last_step else (None, None)
     for step in range(first_step + 1, last_step + 1):
       epoch = (step - 1) // steps_per_epoch + 1
-      state, metrics = train_steps.at_epoch(epoch)(state, batch)
-      waiting.append(metrics)
+      clock.start()
+      started, compiled = clock.seconds, train_steps.compiled()
+      with profiler.step(step):
+        state, metrics = train_steps.at_epoch(epoch)(state, batch)
+      speed.dispatched(metrics)
+      unread.add(step, metrics, records)
+      compiles = train_steps.compiled() > compiled
       end_of_epoch = step % steps_per_epoch == 0
-      seconds = seconds_trained + time.perf_counter() - clock
-      out_of_time = step > first_step + 1 and 0 < settings.max_minutes * 60 <= seconds
+      out_of_time = not compiles and 0 < limit <= clock.seconds
       stop = step == last_step or out_of_time
       validate = stop or (end_of_epoch and epoch % settings.validate_every_epochs == 0)
-      save = validate or (end_of_epoch and epoch % settings.save_every_epochs == 0)
       data_state = train_batches.get_state()
       # The next batch travels while this step runs.
-      batch = None if stop else sharding.put_batch(mesh, next(train_batches))
+      with speed.fetching():
+        batch, records = (None, None) if stop else fetch()
+      profiler.after(step, metrics)
 
-      if step == first_step + 1:
-        # Compilation is not training: the clock starts behind it.
+      if compiles:
+        # Compilation is not training.
         jax.block_until_ready(metrics)
-        clock = time.perf_counter()
+        clock.set_back(started)
+        speed.restart()
       else:
         pairs_timed += settings.batch_size
+      signalled = signals.reached(step)
+      save = validate or signalled or (end_of_epoch and epoch % settings.save_every_epochs == 0)
       if step % settings.log_every_steps == 0 or save or end_of_epoch:
-        scalars = _mean_scalars(waiting, step)
-        waiting = []
-        elapsed = time.perf_counter() - clock
-        seconds_trained += elapsed
-        scalars["pairs_per_second"] = pairs_timed / max(elapsed, 1e-9)
-        scalars["learning_rate"] = float(np.asarray(learning_rate(step - 1)))
+        scalars = unread.read()
+        elapsed = clock.lap()
+        scalars |= speed.read(pairs_timed, elapsed, train_steps.keep_counts(epoch))
+        rate = float(np.asarray(learning_rate(step - 1)))
+        scalars["learning_rate"] = rate
+        scalars["learning_rate_backbone"] = rate * optimizer_settings.backbone_multiplier
+        scalars["compiled_steps"] = train_steps.compiled()
         scalars |= _draws(counted, train_batches.counts, step)
         counted = train_batches.counts
         writer.write(step, {f"train/{name}": value for name, value in scalars.items()})
+        pairs_per_second = scalars.get("pairs_per_second", 0.0)
         bar.set_postfix_str(
-          f"loss {scalars['loss']:.3f}  IoU {scalars['iou']:.3f}  {scalars['pairs_per_second']:.0f} pairs/s"
+          f"loss {scalars['loss']:.3f}  IoU {scalars['iou']:.3f}  {pairs_per_second:.0f} pairs/s"
         )
         bar.update(step - bar.n)
-        clock, pairs_timed = time.perf_counter(), 0
+        speeds_read += bool(pairs_per_second)
+        # The first speed includes what runs for the first time.
+        if pairs_per_second and speeds_read == 2 and not stop and is_first_process:
+          left = (last_step - step) * settings.batch_size
+          bar.write(speed.estimate(pairs_per_second, left))
+        pairs_timed = 0
+      if save:
+        clock.pause()
+        finiteness.check_state(state, step)
       validated = {}
       if validate:
-        validated = run_validation(
+        validated = validation.run_validation(
           validation_steps.at_epoch(epoch), state.variables, validation_batches(), mesh
         )
+        if track_validation is not None:
+          validated["ao"] = validation.track(track_validation, state.variables)
         writer.write(step, {f"validation/{name}": value for name, value in validated.items()})
         if is_first_process:
+          ao = f", AO {validated['ao']:.3f}" if "ao" in validated else ""
           bar.write(
-            f"step {step}: validation loss {validated['loss']:.3f}, IoU {validated['iou']:.3f}"
+            f"step {step}: validation loss {validated['loss']:.3f}, IoU {validated['iou']:.3f}{ao}"
           )
       if save:
-        store.save(step, state, data_state, validated.get("iou"))
-        clock = time.perf_counter()
-      if stop:
+        notes = {"data": data_state, "seconds_trained": clock.seconds}
+        store.save(step, state, notes, validated)
+      if stop or signalled:
         if out_of_time and step < last_step and is_first_process:
           bar.write(
             f"stopped at step {step} of {last_step} after train.max_minutes = {settings.max_minutes:g}"
           )
         break
-  store.wait()
-  return state
-
-
-def _mean_scalars(waiting: list, step: int) -> dict[str, float]:
-  """Read metrics from the device and average them over the steps since the last time."""
-  rows = jax.device_get(waiting)
-  for position, row in enumerate(rows):
-    bad = [name for name, value in row.items() if not np.isfinite(value)]
-    if bad:
-      raise NonFiniteLossError(
-        f"{', '.join(bad)} stopped being finite at step {step - len(rows) + 1 + position}; "
-        "the last checkpoint is untouched. Lower config.optim.learning_rate or look at that batch"
-      )
-  return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    store.wait()
+    if signals.is_over:
+      raise stopping.StoppedBySignalError(int(state.step), signals.signal_name)
+  return state, clock.seconds
 
 
 def _draws(before: dict[str, int], now: dict[str, int], step: int) -> dict[str, float]:
@@ -285,17 +326,3 @@ def _draws(before: dict[str, int], now: dict[str, int], step: int) -> dict[str, 
     f"{name}_per_thousand_pairs": 1000 * new[name] / max(new["pairs"], 1)
     for name in ("redraws", "skipped")
   }
-
-
-def run_validation(step: Callable, variables: dict, batches: Iterator, mesh) -> dict[str, float]:
-  """Return the mean of each metric of a compiled validation step over equal batches.
-
-  Raises:
-    ValueError: there are no batches.
-  """
-  rows = jax.device_get([step(variables, sharding.put_batch(mesh, batch)) for batch in batches])
-  if not rows:
-    raise ValueError(
-      "there is nothing to validate on; set config.data.validation_pairs to at least one batch"
-    )
-  return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

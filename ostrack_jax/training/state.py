@@ -16,6 +16,7 @@ class TrainState(flax.struct.PyTreeNode):
     params, batch_stats: the model's variables, plain dicts, float32.
     opt_state: the optimiser's state.
     rng: typed key; each step folds its number into it.
+    ema_variables: {"params", "batch_stats"} averaged over steps, or None where nothing is averaged.
   """
 
   step: jax.Array
@@ -23,11 +24,12 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: Any
   rng: jax.Array
+  ema_variables: Any = None
 
   @property
   def variables(self) -> dict:
-    """The tree `model.apply` takes."""
-    return {"params": self.params, "batch_stats": self.batch_stats}
+    """The tree `model.apply` takes in evaluation: the averages where there are some."""
+    return self.ema_variables or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_variables(model, seed: int) -> dict:
@@ -41,8 +43,14 @@ def init_variables(model, seed: int) -> dict:
   )
 
 
-def create_state(variables: dict, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-  """Return the state before the first step, with copies of the variables: steps consume their state."""
+def create_state(
+  variables: dict, optimizer: optax.GradientTransformation, seed: int, *, averaged: bool = False
+) -> TrainState:
+  """Return the state before the first step, with copies of the variables: steps consume their state.
+
+  Args:
+    averaged: keep averages as well; make_train_step's ema_decay says of what weight.
+  """
   variables = jax.tree.map(jnp.array, {name: variables[name] for name in ("params", "batch_stats")})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -50,4 +58,5 @@ def create_state(variables: dict, optimizer: optax.GradientTransformation, seed:
     batch_stats=variables["batch_stats"],
     opt_state=optimizer.init(variables["params"]),
     rng=jax.random.key(seed),
+    ema_variables=jax.tree.map(jnp.array, variables) if averaged else None,
   )

@@ -1,9 +1,10 @@
-"""Position tables for other grids: PyTorch's bicubic resampling as a matrix.
+"""Position tables for other grids: PyTorch's bicubic resampling, plain and with antialiasing.
 
-`jax.image.resize` differs on three counts (a = -0.5, antialiasing, renormalised borders), so the
-weights are written out.
+`jax.image.resize` is the second (a = -0.5, wider kernel when shrinking, renormalised borders); for
+the first, which differs on all three counts, the weights are written out.
 """
 
+import jax
 import numpy as np
 
 _A = -0.75  # PyTorch's choice of the cubic's free parameter; Keys 1981 and others take -0.5
@@ -30,12 +31,13 @@ def _cubic(distance: float) -> float:
   return ((distance - 5) * distance + 8) * distance * _A - 4 * _A
 
 
-def resample(table: np.ndarray, grid: int) -> np.ndarray:
+def resample(table: np.ndarray, grid: int, antialias: bool = False) -> np.ndarray:
   """Resample a position table to another square grid.
 
   Args:
     table: [1, n * n, width], row-major, without the class token's row.
     grid: positions a side wanted.
+    antialias: as PyTorch's interpolate(antialias=True), for tables much finer than the grid.
 
   Returns:
     [1, grid * grid, width] float32. Follows the official code, which makes the template's and the
@@ -45,6 +47,10 @@ def resample(table: np.ndarray, grid: int) -> np.ndarray:
   side = round(tokens**0.5)
   if side * side != tokens:
     raise ValueError(f"a position table has {tokens} rows; expected a square number")
+  if antialias:
+    cells = table.reshape(side, side, width).astype(np.float32)
+    resized = jax.image.resize(cells, (grid, grid, width), "cubic", antialias=True)
+    return np.asarray(resized).reshape(1, grid * grid, width)
   matrix = bicubic_matrix(side, grid)
   cells = table.reshape(side, side, width).astype(np.float64)
   resampled = np.einsum("yi,xj,ijd->yxd", matrix, matrix, cells, optimize=True)

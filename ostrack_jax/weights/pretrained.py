@@ -1,7 +1,7 @@
-"""Read weights by looking at the file: whole OSTrack models, and ImageNet encoders to start from.
+"""Read weights by looking at the file: whole OSTrack models, and encoders to start from.
 
-Encoders are MAE and DeiT (PyTorch files) and Google's AugReg ViTs (numpy archives, Steiner et al.
-2021). All come out in the official names, the encoders as the backbone part of them.
+Encoders are MAE and DeiT (PyTorch files), Google's AugReg ViTs (numpy archives, Steiner et al. 2021)
+and DINOv2 (either). All come out in the official names, the encoders as the backbone part of them.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ostrack_jax.weights import names, position_tables, torch_file
+from ostrack_jax.weights import dinov2, names, position_tables, torch_file
 from ostrack_jax.weights.names import PATCH_SIZE
 
 # The classifier or decoder behind the encoder, which tracking has no use for.
@@ -24,11 +24,13 @@ class Weights(NamedTuple):
   """What a file holds.
 
   Attributes:
-    kind: `ostrack`, `mae` (any encoder in MAE's and DeiT's layout) or `augreg`.
-    state: arrays in PyTorch's layouts under official names; an encoder's without `backbone.`.
+    kind: `ostrack`, `mae` (any encoder in MAE's and DeiT's layout), `augreg` or `dinov2`.
+    state: arrays in PyTorch's layouts under official names; an encoder's without `backbone.`, with
+      patches of 16 pixels and its own position table.
     num_heads: where the file tells it, else None.
     dropped: names of tensors in the file that were left out.
     note: what a file that this project wrote says of the network, else None.
+    patch_size: of the file's own patch kernel.
   """
 
   kind: str
@@ -36,23 +38,28 @@ class Weights(NamedTuple):
   num_heads: int | None
   dropped: tuple[str, ...]
   note: str | None = None
+  patch_size: int = PATCH_SIZE
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
   """Read a file of weights, whatever its kind.
 
   Raises FileNotFoundError without such a file, and ValueError, one sentence naming the file and what
-  was expected, for all that is not an OSTrack model or a ViT encoder of patch size 16.
+  was expected, for all that is not an OSTrack model, a ViT encoder of patch size 16 or a DINOv2.
   """
   path = pathlib.Path(path)
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {path}")
   if _is_numpy_archive(path):
-    return _from_augreg(_read_numpy_archive(path), str(path))
+    arrays = _read_numpy_archive(path)
+    read_arrays = _from_dinov2 if dinov2.is_dinov2(arrays) else _from_augreg
+    return read_arrays(arrays, str(path))
   read = torch_file.read_state_dict(path)
   state = read.tensors
   if state and all(name.startswith("module.") for name in state):
     state = {name.removeprefix("module."): array for name, array in state.items()}
+  if dinov2.is_dinov2(state):
+    return _from_dinov2(state, str(path))
   if any(name.startswith("backbone.") for name in state):
     return Weights("ostrack", state, None, (), read.note)
   if "cls_token" in state or "patch_embed.proj.weight" in state:
@@ -101,6 +108,18 @@ def _from_torch_encoder(state: Mapping[str, np.ndarray], source: str) -> Weights
   patch = kept.get("patch_embed.proj.weight", np.zeros(0))
   _check_patch(patch.shape, patch.shape[2:], source)
   return Weights("mae", kept, None, dropped)
+
+
+def _from_dinov2(state: Mapping[str, np.ndarray], source: str) -> Weights:
+  plain, dropped = dinov2.plain_state(state, source)
+  name = "patch_embed.proj.weight"
+  kernel = plain.get(name, np.zeros(0))
+  if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+    raise ValueError(
+      f"{source}: the tensor {name!r} is {kernel.shape}; expected (width, 3, n, n) of a DINOv2 encoder"
+    )
+  plain[name] = dinov2.resample_patch_kernel(kernel, PATCH_SIZE)
+  return Weights("dinov2", plain, None, dropped, patch_size=kernel.shape[-1])
 
 
 def _from_augreg(arrays: Mapping[str, np.ndarray], source: str) -> Weights:
@@ -167,13 +186,15 @@ def encoder_dimensions(state: Mapping[str, np.ndarray], source: str) -> tuple[in
 
 
 def backbone_state(
-  state: Mapping[str, np.ndarray], template_size: int, search_size: int, source: str
+  weights: Weights, template_size: int, search_size: int, source: str
 ) -> dict[str, np.ndarray]:
-  """Turn an encoder's state into the `backbone.` part of an official one.
+  """Turn an encoder's weights into the `backbone.` part of an official state.
 
   The position table loses the class token's row and is resampled to both grids; as in official files
-  the original is kept beside them where it has their 14 x 14 positions.
+  the original is kept beside them where it has their 14 x 14 positions. DINOv2's 37 x 37 positions
+  are so many more that plain bicubic resampling would skip most of them: they are antialiased.
   """
+  state = weights.state
   width, _ = encoder_dimensions(state, source)
   positions = state["pos_embed"]
   grid = round(max(positions.shape[1] - 1, 0) ** 0.5)
@@ -187,6 +208,6 @@ def backbone_state(
     del backbone["backbone.pos_embed"]
   for suffix, size in (("z", template_size), ("x", search_size)):
     backbone[f"backbone.pos_embed_{suffix}"] = position_tables.resample(
-      positions[:, 1:], size // PATCH_SIZE
+      positions[:, 1:], size // PATCH_SIZE, antialias=weights.kind == "dinov2"
     )
   return backbone

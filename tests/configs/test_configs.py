@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.configuration import build_model
 from ostrack_jax.training.loop import LoopSettings
 from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.optimizer import OptimizerSettings
@@ -60,15 +60,15 @@ def test_official_values(name, arg):
 @pytest.mark.parametrize("arg", ["", "scratch", "pretrain", "no_ce", "scratch_no_ce"])
 def test_tiny_kinds_build(arg):
   config = _config("tiny", arg)
-  model = OSTrack(**config.model)
+  model = build_model(config)
   assert bool(model.elimination_layers) == ("no_ce" not in arg)
-  assert (config.init_from == "ostrack_tiny") == (arg in ("", "no_ce"))
+  assert (config.model.pretrained == "ostrack_tiny") == (arg in ("", "no_ce"))
 
 
 @pytest.mark.parametrize("name", [*OFFICIAL, "tiny"])
 def test_every_group_is_what_its_settings_take(name):
   config = _config(name)
-  OSTrack(**config.model)
+  build_model(config)
   OptimizerSettings(**config.optim)
   LossWeights(**config.loss)
   LoopSettings(**config.train)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines import pipeline, sources
+from data_pipelines import pair_transform, sources
 from data_pipelines.sources import DamagedRecordError, FrameSource
 
 # In this process, in threads, in worker processes.
@@ -76,7 +76,7 @@ def test_a_damaged_record_is_skipped_and_counted_where_that_is_asked_for(
 def test_each_skipped_record_is_logged_once(copy, monkeypatch, take, skip):
   logged = []
   monkeypatch.setattr(
-    pipeline.logging, "warning", lambda *parts: logged.append(parts[0] % parts[1:])
+    pair_transform.logging, "warning", lambda *parts: logged.append(parts[0] % parts[1:])
   )
   source = spoil_records(copy, range(24))
   take(source, 3, skip, batch_size=40)
@@ -105,7 +105,7 @@ def test_a_box_that_cannot_be_cropped_around_is_named(copy, take, skip):
 
 
 def test_boxes_that_never_show_a_target_end_in_words(monkeypatch, take, spoil_boxes):
-  monkeypatch.setattr(pipeline, "_MOST_REDRAWS", 5)
+  monkeypatch.setattr(pair_transform, "_MOST_REDRAWS", 5)
   source = spoil_boxes(range(4), 9000, 0, 0, 0)
   with pytest.raises(ValueError, match=r"5 pairs in a row .* 0 had a damaged record, and 5 showed"):
     take(source, 1)
@@ -114,7 +114,7 @@ def test_boxes_that_never_show_a_target_end_in_words(monkeypatch, take, spoil_bo
 def test_nothing_but_damage_ends_in_words_even_where_damage_is_skipped(
   copy, monkeypatch, take, skip
 ):
-  monkeypatch.setattr(pipeline, "_MOST_REDRAWS", 5)
+  monkeypatch.setattr(pair_transform, "_MOST_REDRAWS", 5)
   source = spoil_records(copy, range(96))
   with pytest.raises(ValueError, match=r"5 pairs in a row .* 5 had a damaged record"):
     take(source, 1, skip)

@@ -57,10 +57,27 @@ def test_a_batch_has_the_agreed_entries(source, take):
     "search_brightness": ((4,), "float32"),
     "template_box_xywh": ((4, 4), "float32"),
     "search_box_xywh": ((4, 4), "float32"),
+    "records": ((4, 3), "int64"),
   }
   # Half a pixel by the label's centre.
   centres = batch["template_box_xywh"][:, :2] + batch["template_box_xywh"][:, 2:] / 2
   np.testing.assert_allclose(centres, 0.5, atol=0.5 / 32 + 1e-6)
+
+
+def test_records_say_which_frames_a_pair_shows(source, settings):
+  iterator = pipeline.train_pipeline(
+    [(FrameSource(source.directory), 0.0), (source, 1.0)],
+    settings,
+    batch_size=4,
+    seed=0,
+    num_threads=0,
+  )
+  records = next(iterator)["records"]
+  assert (records[:, 0] == 1).all() and (records[:, 1] < records[:, 2]).all()
+  _, template, search = records[0]
+  assert iterator.describe(records[0]) == (
+    f"template {source.describe(template)}, search region {source.describe(search)}"
+  )
 
 
 def test_the_seed_decides(source, take):
@@ -151,7 +168,7 @@ def test_validation_pairs_are_finite_repeatable_and_plain(source, take, validate
   assert_equal(batches, validate(source, count=8, num_threads=0))
   assert all((b["search_brightness"] == 1).all() for b in batches)
   assert all((b["search_flip"] == b["template_flip"]).all() for b in batches)
-  assert batches[0].keys() == take(source, 1)[0].keys()
+  assert batches[0].keys() == take(source, 1)[0].keys() - {"records"}
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

@@ -124,7 +124,7 @@ def test_the_pipeline_takes_templates_from_them(two_targets, monkeypatch):
   directory, _ = two_targets
   batch, read = pairs_of(directory)
   assert len(read) >= 8
-  monkeypatch.setattr(pipeline.ContextSettings, "holds_templates_of", lambda *_: False)
+  monkeypatch.setattr(context.ContextSettings, "holds_templates_of", lambda *_: False)
   whole, none = pairs_of(directory)
   assert not none
   np.testing.assert_array_equal(batch["search"], whole["search"])

@@ -1,84 +1,25 @@
 """The loop: resuming, stopping, schedules, what it writes."""
 
 import dataclasses
+import functools
 import json
+import re
+import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
+from small_run import MODEL, QUICK, SETTINGS, Batches, train
 
 from ostrack_jax import description, sharding
 from ostrack_jax.loading import load
-from ostrack_jax.models.ostrack import OSTrack
-from ostrack_jax.training import loop
+from ostrack_jax.training import checkpoint, finiteness, loop
 from ostrack_jax.training.checkpoint import restore_step_variables
 from ostrack_jax.training.checkpoint_store import CheckpointStore
-from ostrack_jax.training.losses import LossWeights
-from ostrack_jax.training.optimizer import OptimizerSettings
-from ostrack_jax.training.state import init_variables
-
-MODEL = OSTrack(
-  variant="custom",
-  width=16,
-  depth=2,
-  num_heads=1,
-  template_size=16,
-  search_size=64,
-  head_channels=8,
-  elimination_layers=(1,),
-  keep_ratios=(0.5,),
-  drop_path_rate=0.1,
-)
-# Two steps an epoch; masked candidates in epochs 1 and 2, the final ratio from epoch 3 on.
-SETTINGS = loop.LoopSettings(
-  epochs=3,
-  pairs_per_epoch=8,
-  batch_size=4,
-  elimination_start=1,
-  elimination_warmup=2,
-  log_every_steps=1,
-  validate_every_epochs=2,
-  save_every_epochs=1,
-  keep_checkpoints=1,
-)
-
-
-def _batch(seed):
-  rng = np.random.default_rng(seed)
-  return {
-    "template": rng.integers(0, 256, (4, 16, 16, 3), np.uint8),
-    "search": rng.integers(0, 256, (4, 64, 64, 3), np.uint8),
-    "search_box_xywh": rng.uniform(0.2, 0.5, (4, 4)).astype(np.float32),
-  }
-
-
-class _Batches:
-  """Batches by number; can be told to fail, or to hand out a broken batch, and what draws to report."""
-
-  def __init__(self, *, fail_at=None, broken_at=None, skipped_at=()):
-    self._step, self._fail_at, self._broken_at = 0, fail_at, broken_at
-    self._skipped_at = skipped_at
-    self.counts = {"pairs": 0, "redraws": 0, "skipped": 0}
-
-  def __next__(self):
-    if self._step == self._fail_at:
-      raise KeyboardInterrupt
-    batch = _batch(self._step)
-    if self._step == self._broken_at:
-      batch["search_box_xywh"][0, 0] = np.nan
-    self._step += 1
-    self.counts = {
-      "pairs": self.counts["pairs"] + 4,
-      "redraws": self.counts["redraws"] + 1,
-      "skipped": self.counts["skipped"] + int(self._step in self._skipped_at),
-    }
-    return batch
-
-  def get_state(self):
-    return {"step": self._step}
-
-  def set_state(self, state):
-    self._step = state["step"]
+from ostrack_jax.training.finiteness import NonFiniteLossError, UnreadMetrics
+from ostrack_jax.training.state import create_state, init_variables
+from ostrack_jax.training.stopping import StoppedBySignalError
 
 
 @pytest.fixture(scope="module")
@@ -86,38 +27,22 @@ def start():
   return jax.device_get(init_variables(MODEL, 0))
 
 
-def _train(workdir, start, batches, settings=SETTINGS, devices=1):
-  workdir.mkdir(exist_ok=True)
-  store = CheckpointStore(workdir, keep=settings.keep_checkpoints)
-  try:
-    return loop.train(
-      MODEL,
-      start,
-      batches,
-      lambda: iter([_batch(100)]),
-      optimizer_settings=OptimizerSettings(learning_rate=1e-3, drop_epoch=2),
-      loss_weights=LossWeights(),
-      settings=settings,
-      store=store,
-      writer_dir=workdir,
-      mesh=sharding.make_mesh(jax.devices()[:devices]),
-    )
-  finally:
-    store.close()
-
-
 def _rows(workdir):
   return [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
 
 
+def _assert_same(*states):
+  states = [jax.device_get(s.replace(rng=jax.random.key_data(s.rng))) for s in states]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
 def test_resuming_equals_training_straight_through_bit_for_bit(tmp_path, start):
-  straight = _train(tmp_path / "straight", start, _Batches())
+  straight = train(tmp_path / "straight", start, Batches())
   with pytest.raises(KeyboardInterrupt):
-    _train(tmp_path / "resumed", start, _Batches(fail_at=4))
-  resumed = _train(tmp_path / "resumed", start, _Batches())
+    train(tmp_path / "resumed", start, Batches(fail_at=4))
+  resumed = train(tmp_path / "resumed", start, Batches())
   assert int(resumed.step) == 6
-  key_data = [s.replace(rng=jax.random.key_data(s.rng)) for s in (straight, resumed)]
-  jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, key_data))
+  _assert_same(straight, resumed)
 
   losses = [
     {row["step"]: row["train/loss"] for row in _rows(tmp_path / name) if "train/loss" in row}
@@ -142,29 +67,107 @@ def test_resuming_equals_training_straight_through_bit_for_bit(tmp_path, start):
 
 
 def test_finished_run_is_not_trained_further(tmp_path, start):
-  settings = dataclasses.replace(SETTINGS, epochs=1)
-  first = _train(tmp_path, start, _Batches(), settings)
-  again = _train(tmp_path, start, _Batches(fail_at=2), settings)
+  settings = dataclasses.replace(QUICK, epochs=1)
+  first = train(tmp_path, start, Batches(), settings)
+  again = train(tmp_path, start, Batches(fail_at=2), settings)
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(first.params), jax.device_get(again.params)
   )
 
 
-def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(tmp_path, start):
-  with pytest.raises(loop.NonFiniteLossError, match=r"loss.* stopped being finite at step 4"):
-    _train(tmp_path, start, _Batches(broken_at=3))
-  assert CheckpointStore(tmp_path, keep=1).latest_step() == 2
+def test_nan_stops_the_run_names_step_and_records_and_keeps_the_last_checkpoint(tmp_path, start):
+  # Read every third step only, so that a step later than the broken one is on its way.
+  settings = dataclasses.replace(QUICK, log_every_steps=3, save_every_epochs=2, pairs_per_epoch=16)
+  with pytest.raises(NonFiniteLossError) as raised:
+    train(tmp_path, start, Batches(broken_at=9), settings)
+  sentence, *names = str(raised.value).splitlines()
+  assert re.search(r"^grad_norm, l1, loss stopped being finite at step 10;", sentence)
+  assert names == [f"  pair {row} of batch 9" for row in range(4)]
+  assert CheckpointStore(tmp_path, keep=1).latest_step() == 8
+
+
+def test_state_that_overflowed_behind_a_finite_gradient_is_not_saved():
+  params = {"box_head": {"bias": np.array([1.0, np.inf], np.float32)}}
+  state = create_state({"params": params, "batch_stats": {}}, optax.sgd(1.0), 0)
+  with pytest.raises(NonFiniteLossError, match=r"^params/box_head/bias .* at or before step 7"):
+    finiteness.check_state(state, 7)
 
 
 def test_time_limit_stops_after_a_whole_step_and_saves(tmp_path, start):
   # The first step compiles, which the limit does not count.
-  state = _train(tmp_path, start, _Batches(), dataclasses.replace(SETTINGS, max_minutes=1e-9))
+  state = train(tmp_path, start, Batches(), dataclasses.replace(QUICK, max_minutes=1e-9))
   assert int(state.step) == 2
   assert CheckpointStore(tmp_path, keep=1).latest_step() == 2
 
 
+def test_time_limit_counts_the_parts_of_a_run_together(tmp_path, start):
+  train(tmp_path, start, Batches(), dataclasses.replace(QUICK, epochs=1))
+  notes = checkpoint.read_notes(tmp_path, 2)
+  # The first of the two steps compiled.
+  assert 0 < notes["seconds_trained"] < 1
+  over = dataclasses.replace(QUICK, max_minutes=notes["seconds_trained"] / 60)
+  assert int(train(tmp_path, start, Batches(fail_at=2), over).step) == 2
+
+
+def _stopped(tmp_path, start, *signals):
+  # Batch 3 is fetched while step 3 runs.
+  with pytest.raises(KeyboardInterrupt) as raised:
+    train(tmp_path, start, Batches(signal_at=3, signals=signals), QUICK)
+  return raised.value, CheckpointStore(tmp_path, keep=1).latest_step()
+
+
+def test_sigterm_saves_the_running_step_and_a_second_start_equals_straight_through(tmp_path, start):
+  handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  straight = train(tmp_path / "straight", start, Batches(), QUICK)
+  stop, saved = _stopped(tmp_path / "stopped", start, signal.SIGTERM)
+  assert isinstance(stop, StoppedBySignalError)
+  assert (stop.step, stop.signal_name, saved) == (3, "SIGTERM", 3)
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+  _assert_same(straight, train(tmp_path / "stopped", start, Batches(), QUICK))
+
+
+def test_ctrl_c_saves_too_and_a_second_one_interrupts_at_once(tmp_path, start):
+  stop, saved = _stopped(tmp_path / "once", start, signal.SIGINT)
+  assert isinstance(stop, StoppedBySignalError) and saved == 3
+  stop, saved = _stopped(tmp_path / "twice", start, signal.SIGINT, signal.SIGINT)
+  assert not isinstance(stop, StoppedBySignalError) and saved == 2
+
+
+def test_best_checkpoint_is_the_one_that_tracks_best(tmp_path, start):
+  scores = iter([0.75, 0.5])
+  seen = []
+
+  def track(variables):
+    seen.append(variables["params"]["backbone"]["norm"]["scale"])
+    return next(scores)
+
+  state = train(tmp_path, start, Batches(), QUICK, track_validation=track)
+  assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "ao": 0.75}
+  validated = {r["step"]: r["validation/ao"] for r in _rows(tmp_path) if "validation/ao" in r}
+  assert validated == {4: 0.75, 6: 0.5}
+  np.testing.assert_array_equal(seen[-1], jax.device_get(state.params["backbone"]["norm"]["scale"]))
+
+
+def test_average_of_the_weights_is_validated_saved_and_loaded(tmp_path, start):
+  seen = []
+  settings = dataclasses.replace(
+    QUICK, epochs=2, pairs_per_epoch=4, keep_checkpoints=2, ema_decay=0.22
+  )
+  train(tmp_path, start, Batches(), settings, track_validation=lambda v: seen.append(v) or 0.0)
+  one, two = (checkpoint.read_step(tmp_path, step)[0] for step in (1, 2))
+  # By hand: the decays are min(0.22, 2/11) and min(0.22, 3/12).
+  first = jax.tree.map(lambda x, new: 2 / 11 * x + 9 / 11 * new, start["params"], one["params"])
+  second = jax.tree.map(lambda x, new: 0.22 * x + 0.78 * new, first, two["params"])
+  assert_allclose = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+  jax.tree.map(assert_allclose, one["ema_variables"]["params"], first)
+  jax.tree.map(assert_allclose, two["ema_variables"]["params"], second)
+  assert not np.allclose(two["params"]["box_head"]["conv5_ctr"]["bias"], 0, atol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, seen[-1], two["ema_variables"])
+  jax.tree.map(np.testing.assert_array_equal, restore_step_variables(tmp_path), seen[-1])
+
+
 def test_damaged_mark_does_not_hide_the_newest_checkpoint(tmp_path, start):
-  _train(tmp_path, start, _Batches(), dataclasses.replace(SETTINGS, epochs=1))
+  train(tmp_path, start, Batches(), dataclasses.replace(QUICK, epochs=1))
   (tmp_path / "description.json").write_text(
     json.dumps(description.describe(MODEL, {"template_factor": 2, "search_factor": 4}, {}, True))
   )
@@ -176,7 +179,7 @@ def test_damaged_mark_does_not_hide_the_newest_checkpoint(tmp_path, start):
 
 
 def test_draws_in_vain_are_logged_and_damage_is_told(tmp_path, start, capsys):
-  _train(tmp_path, start, _Batches(skipped_at=(3,)))
+  train(tmp_path, start, Batches(skipped_at=(3,)), QUICK)
   rows = [row for row in _rows(tmp_path) if "train/loss" in row]
   assert {row["train/redraws_per_thousand_pairs"] for row in rows} == {250.0, 0.0}
   # Counted when fetched, a step ahead: two batches before the first row, none before the last.
@@ -208,36 +211,21 @@ def test_the_next_batch_travels_while_a_step_runs(tmp_path, start, monkeypatch):
   settings = dataclasses.replace(SETTINGS, validate_every_epochs=100, save_every_epochs=100)
   with monkeypatch.context() as patch:
     patch.setattr(loop.CompiledSteps, "at_epoch", watched_at_epoch)
-    patch.setattr(_Batches, "__next__", tell("fetch", _Batches.__next__))
+    patch.setattr(Batches, "__next__", tell("fetch", Batches.__next__))
     patch.setattr(loop.sharding, "put_batch", tell("send", sharding.put_batch))
     patch.setattr(jax, "block_until_ready", tell("read", jax.block_until_ready))
-    patch.setattr(loop, "_mean_scalars", tell("read", loop._mean_scalars))
-    _train(tmp_path, start, _Batches(), settings)
-  steps = " ".join(events).split("dispatch")
+    patch.setattr(UnreadMetrics, "read", tell("read", UnreadMetrics.read))
+    train(tmp_path, start, Batches(), settings)
+  steps = [step.split() for step in " ".join(events).split("dispatch")]
   assert len(steps) == 7
-  assert steps[0].split() == ["fetch", "send"]
-  # The first step is waited for once more, behind its compilation; the last one fetches nothing.
-  assert steps[1].split() == ["fetch", "send", "read", "read"]
-  assert all(step.split() == ["fetch", "send", "read"] for step in steps[2:6])
-  assert steps[6].split()[0] == "read"
-
-
-def test_schedule_needs_two_compilations():
-  traces = []
-
-  def make_step(model):
-    def step(counts=None):
-      traces.append(model.keep_ratios)
-      return 0 if counts is None else counts
-
-    return step
-
-  steps = loop.CompiledSteps(MODEL, make_step, SETTINGS)
-  counts = [steps.at_epoch(epoch)() for epoch in (1, 2, 3, 4, 300)]
-  assert traces == [(1.0,), (0.5,)]
-  assert counts[0].tolist() == [16]
-  assert counts[1].tolist() == [12]
-  assert counts[2:] == [0, 0, 0]
+  assert steps[0] == ["fetch", "send"]
+  # The first step of each epoch is waited for once more, behind its compilation.
+  for step in (1, 3, 5):
+    assert steps[step] == ["fetch", "send", "read", "read"]
+  for step in (2, 4):
+    assert steps[step] == ["fetch", "send", "read"]
+  # The last one fetches nothing.
+  assert steps[6][0] == "read"
 
 
 def test_epochs_hold_whole_batches_only():

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import tiny
 from ostrack_jax.training.optimizer import (
   OptimizerSettings,
   learning_rate_schedule,
   make_optimizer,
   parameter_groups,
+  scaled_to_batch,
 )
 
 
@@ -62,3 +64,22 @@ def test_updates_equal_pytorchs_adamw():
       schedule.step()
   np.testing.assert_allclose(params["backbone"]["w"], backbone.detach().numpy(), atol=1e-6)
   np.testing.assert_allclose(params["box_head"]["w"], head.detach().numpy(), atol=1e-6)
+
+
+def test_rate_follows_the_batch_linearly():
+  official = OptimizerSettings()
+  assert scaled_to_batch(official, 128).learning_rate == 4e-4
+  # The authors' advice: 1e-4 at 32.
+  small = scaled_to_batch(official, 32)
+  assert small.learning_rate == pytest.approx(1e-4)
+  assert scaled_to_batch(small, 32) == small
+  assert scaled_to_batch(OptimizerSettings(reference_batch=0), 32).learning_rate == 4e-4
+  with pytest.raises(ValueError, match=r"optim.reference_batch -1 must be"):
+    scaled_to_batch(OptimizerSettings(reference_batch=-1), 32)
+
+
+@pytest.mark.parametrize(("arg", "rate"), [("", 3e-5), ("scratch", 1.5e-3), ("pretrain", 1e-3)])
+def test_tiny_configurations_take_their_rates_as_they_are(arg, rate):
+  config = tiny.get_config(arg)
+  settings = scaled_to_batch(OptimizerSettings(**config.optim), config.train.batch_size)
+  assert settings.learning_rate == rate

@@ -114,6 +114,92 @@ def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden):
   assert compiled._cache_size() == 1
 
 
+def test_a_bucket_equals_the_official_steps(golden):
+  # Capacities of ratio 0.9, counts of 0.85: what a compiled bucket of the warm-up does.
+  expected, model, state, compiled, batch = _golden_run(golden, keep_ratios=(0.9,) * 3)
+  counts = step_lib.stage_counts_array(model, 0.85)
+  assert all(np.asarray(counts) < model.stage_counts())
+  _check_two_steps(expected, model, state, compiled, batch, 0.85, counts)
+
+
+def _leaves_close(first, second, **tolerance):
+  def equal(path, a, b):
+    if [key.key for key in path[-2:] if hasattr(key, "key")] != ["conv", "bias"]:
+      np.testing.assert_allclose(a, b, err_msg=str(path), **tolerance)
+
+  jax.tree_util.tree_map_with_path(equal, first, second)
+
+
+def _one_step(batch, drop_path_rate=0.2, rematerialise=False, **options):
+  optimizer = make_optimizer(OptimizerSettings(), steps_per_epoch=10)
+  state = create_state(init_variables(SMALL, 0), optimizer, seed=1)
+  model = SMALL.clone(drop_path_rate=drop_path_rate, rematerialise=rematerialise)
+  step = step_lib.make_train_step(model, optimizer, LossWeights(), **options)
+  state, metrics = jax.jit(step)(state, batch)
+  return jax.device_get((state.params, state.batch_stats, metrics))
+
+
+def test_rematerialised_steps_have_the_same_numbers():
+  plain, again = _one_step(_batch()), _one_step(_batch(), rematerialise=True)
+  _leaves_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+def test_rematerialising_keeps_less():
+  def kept(rematerialise):
+    """Return the bytes that the forward pass leaves for the backward pass."""
+    model = SMALL.clone(depth=8, rematerialise=rematerialise)
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    images = [jax.ShapeDtypeStruct((4, size, size, 3), np.float32) for size in (32, 64)]
+
+    def forward(params, stats, template, search):
+      variables = {"params": params, "batch_stats": stats}
+      return model.apply(variables, template, search).score_map
+
+    def residuals(params, *rest):
+      return jax.vjp(lambda p: forward(p, *rest), params)[1]
+
+    left = jax.eval_shape(residuals, variables["params"], variables["batch_stats"], *images)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(left))
+
+  assert kept(True) < 0.5 * kept(False)
+
+
+def test_accumulated_parts_equal_one_batch_of_twins():
+  # Every second pair repeats the one before, so each of two parts has the statistics of the whole.
+  batch = {name: np.repeat(value, 2, axis=0) for name, value in _batch(4).items()}
+  plain = _one_step(batch, drop_path_rate=0.0)
+  _leaves_close(plain[::2], _one_step(batch, 0.0, accumulate=2)[::2], rtol=1e-3, atol=5e-6)
+
+
+def test_accumulated_gradients_are_those_of_parts():
+  batch = _batch(8)
+  metrics = [
+    _one_step({n: v[i::2] for n, v in batch.items()}, drop_path_rate=0.0)[2] for i in (0, 1)
+  ]
+  both = _one_step(batch, drop_path_rate=0.0, accumulate=2)[2]
+  for name in ("loss", "giou", "l1", "focal", "iou"):
+    np.testing.assert_allclose(both[name], np.mean([m[name] for m in metrics]), rtol=1e-5)
+
+
+def test_batches_that_do_not_divide_are_refused():
+  with pytest.raises(ValueError, match=r"8 pairs does not divide into 3 parts"):
+    _one_step(_batch(), accumulate=3)
+  with pytest.raises(ValueError, match=r"batch_norm_groups 3 must divide"):
+    _one_step(_batch(), batch_norm_groups=3)
+
+
+def test_batch_norm_of_two_groups_is_that_of_two_batches():
+  batch = _batch(8)
+  halves = [
+    _one_step({n: v[part] for n, v in batch.items()}, 0.0) for part in (slice(4), slice(4, 8))
+  ]
+  whole = _one_step(batch, 0.0, batch_norm_groups=2)
+  np.testing.assert_allclose(whole[2]["loss"], np.mean([h[2]["loss"] for h in halves]), rtol=1e-5)
+  want = jax.tree.map(lambda a, b: (a + b) / 2, halves[0][1], halves[1][1])
+  _leaves_close(whole[1], want, rtol=1e-5, atol=1e-7)
+  assert abs(_one_step(batch, 0.0)[2]["loss"] - whole[2]["loss"]) > 1e-5
+
+
 def test_one_device_equals_four():
   train_step, state = _small_step()
   results = {}

@@ -46,6 +46,27 @@ def test_the_matrix_equals_pytorchs_interpolation(inputs, outputs):
   np.testing.assert_allclose(resample(table, outputs), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(37, 8), (37, 24), (14, 16), (5, 5)])
+def test_antialiasing_equals_pytorchs(inputs, outputs):
+  torch = pytest.importorskip("torch")
+  table = np.random.default_rng(0).standard_normal((1, inputs * inputs, 3)).astype(np.float32)
+  cells = torch.from_numpy(table.reshape(1, inputs, inputs, 3)).permute(0, 3, 1, 2)
+  expected = torch.nn.functional.interpolate(
+    cells, size=(outputs, outputs), mode="bicubic", antialias=True
+  )
+  expected = expected.permute(0, 2, 3, 1).reshape(1, -1, 3).numpy()
+  found = resample(table, outputs, antialias=True)
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_antialiasing_averages_what_plain_resampling_skips():
+  impulse = np.zeros((1, 37 * 37, 1), np.float32)
+  impulse[0, 18 * 37 + 18] = 1  # between the taps of every position of an 8 x 8 grid
+  assert np.abs(resample(impulse, 8)).max() < 1e-6
+  assert resample(impulse, 8, antialias=True).max() > 0.01
+
+
 def test_weights_of_every_position_sum_to_one():
   np.testing.assert_allclose(bicubic_matrix(14, 12).sum(axis=1), 1, atol=1e-12)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ostrack_jax.models import vit
 from ostrack_jax.weights import pretrained
-from ostrack_jax.weights.pretrained import backbone_state, read_weights
+from ostrack_jax.weights.pretrained import Weights, backbone_state, read_weights
 from ostrack_jax.weights.torch_file import write_torch_file
 
 _WIDTH, _HEADS, _DEPTH = 16, 2, 2
@@ -223,7 +223,7 @@ def test_object_arrays_of_an_npz_are_not_unpickled(tmp_path):
 def test_the_class_tokens_row_is_not_a_position():
   state = _torch_encoder()
   state["pos_embed"][0, 0] = 1e6
-  backbone = backbone_state(state, 224, 224, "f.pth")
+  backbone = backbone_state(Weights("mae", state, None, ()), 224, 224, "f.pth")
   for name in ("backbone.pos_embed_z", "backbone.pos_embed_x"):
     np.testing.assert_allclose(backbone[name], state["pos_embed"][:, 1:], atol=1e-6)
   np.testing.assert_array_equal(backbone["backbone.pos_embed"], state["pos_embed"])
@@ -236,7 +236,7 @@ def test_the_class_tokens_row_is_not_a_position():
 
 def test_tables_are_made_for_both_sizes_and_a_foreign_grid_is_not_kept():
   state = _torch_encoder() | {"pos_embed": _draw()(1, 24 * 24 + 1, _WIDTH)}
-  backbone = backbone_state(state, 128, 256, "f.pth")
+  backbone = backbone_state(Weights("mae", state, None, ()), 128, 256, "f.pth")
   assert backbone["backbone.pos_embed_z"].shape == (1, 64, _WIDTH)
   assert backbone["backbone.pos_embed_x"].shape == (1, 256, _WIDTH)
   assert "backbone.pos_embed" not in backbone
@@ -246,7 +246,7 @@ def test_tables_are_made_for_both_sizes_and_a_foreign_grid_is_not_kept():
 def test_a_position_table_of_another_shape_is_named(shape):
   state = _torch_encoder() | {"pos_embed": np.zeros(shape, np.float32)}
   with pytest.raises(ValueError, match=r"f\.pth: 'pos_embed' has shape .*; expected \(1, n \* n"):
-    backbone_state(state, 128, 256, "f.pth")
+    backbone_state(Weights("mae", state, None, ()), 128, 256, "f.pth")
 
 
 @pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed"])

@@ -1,0 +1,132 @@
+"""Measure the training step: pairs a second with the batch already on the devices.
+
+  python -m benchmarks.train_step --search_size=256 --batch_size=128
+  python -m benchmarks.train_step --keep_ratio=1.0 --profile=/tmp/trace
+
+Prints medians over runs of several steps queued at once, as training queues them, the share of the
+device's peak, and the floor: the step's arithmetic at that peak.
+"""
+
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from ostrack_jax import sharding
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.training import cost
+from ostrack_jax.training import step as step_lib
+from ostrack_jax.training.losses import LossWeights
+from ostrack_jax.training.optimizer import OptimizerSettings, make_optimizer
+from ostrack_jax.training.state import create_state, init_variables
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_values=FLAGS)
+flags.DEFINE_enum("search_size", "256", ["256", "384"], "Official model.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 128, "Global batch.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_float("keep_ratio", 0.7, "Of each stage; 1 for no elimination.", flag_values=FLAGS)
+flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Compute.", flag_values=FLAGS)
+flags.DEFINE_list(
+  "keep_counts", [], "Mask beyond these counts, as warm-up does.", flag_values=FLAGS
+)
+flags.DEFINE_integer("devices", 0, "How many to use, 0 for all.", flag_values=FLAGS)
+flags.DEFINE_integer("steps", 20, "Steps a run.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("runs", 7, "Runs.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("profile", "", "Folder for a profiler trace of three steps.", flag_values=FLAGS)
+
+
+def synthetic_batch(size: int, template_size: int, search_size: int) -> dict[str, np.ndarray]:
+  """Return a batch as the pipeline gives it, of noise."""
+  rng = np.random.default_rng(0)
+  batch: dict[str, np.ndarray] = {"grey": rng.random(size) < 0.05}
+  for name, side in (("template", template_size), ("search", search_size)):
+    batch[name] = rng.integers(0, 256, (size, side, side, 3), np.uint8)
+    batch[f"{name}_flip"] = rng.random(size) < 0.5
+    batch[f"{name}_brightness"] = rng.uniform(0.8, 1.2, size).astype(np.float32)
+    batch[f"{name}_box_xywh"] = rng.uniform(0.2, 0.5, (size, 4)).astype(np.float32)
+  return batch
+
+
+def main(argv: list[str]) -> None:
+  """Measure and print."""
+  if len(argv) > 1:
+    sys.exit(f"benchmarks.train_step: unexpected arguments {argv[1:]}; all settings are flags")
+  search_size = int(FLAGS.search_size)
+  model = OSTrack(
+    variant=FLAGS.variant,
+    search_size=search_size,
+    template_size=search_size // 2,
+    keep_ratios=(FLAGS.keep_ratio,) * 3,
+    dtype=FLAGS.dtype,
+  )
+  devices = jax.devices()[: FLAGS.devices or None]
+  mesh = sharding.make_mesh(devices)
+  optimizer = make_optimizer(OptimizerSettings(), 468)
+  start = create_state(init_variables(model, 0), optimizer, 0)
+  state = sharding.copy_everywhere(mesh, start)
+  batch = synthetic_batch(FLAGS.batch_size, model.template_size, search_size)
+  batch = sharding.put_batch(mesh, batch)
+  counts = np.array([int(n) for n in FLAGS.keep_counts], np.int32) if FLAGS.keep_counts else None
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, LossWeights()),
+    donate_argnums=0,
+    out_shardings=sharding.replicated(mesh),
+  )
+  began = time.perf_counter()
+  compiled = step.lower(state, batch, counts).compile()
+  print(
+    f"{len(devices)} x {devices[0].device_kind}; compiled in {time.perf_counter() - began:.0f} s"
+  )
+  memory = compiled.memory_analysis()
+  if memory is not None:
+    print(f"{memory.temp_size_in_bytes / 2**30:.1f} GiB beside state and batch")
+
+  def run(steps: int, state):
+    """Queue steps and wait for the last; return seconds a step, the state, and the last loss."""
+    began = time.perf_counter()
+    metrics = {}
+    for _ in range(steps):
+      state, metrics = compiled(state, batch, counts)
+    jax.block_until_ready((state, metrics))
+    return (time.perf_counter() - began) / steps, state, metrics
+
+  _, state, metrics = run(FLAGS.steps, state)
+  seconds = []
+  for _ in range(FLAGS.runs):
+    elapsed, state, metrics = run(FLAGS.steps, state)
+    seconds.append(elapsed)
+  median = statistics.median(seconds)
+  print(
+    f"{FLAGS.search_size} keep {FLAGS.keep_ratio:g} batch {FLAGS.batch_size} {FLAGS.dtype}: {1e3 * median:.2f} ms a step "
+    f"({1e3 * min(seconds):.2f}-{1e3 * max(seconds):.2f}), {FLAGS.batch_size / median:.0f} pairs/s; "
+    f"loss {float(metrics['loss']):.4f}"
+  )
+  peak = cost.peak_flops(devices[0].device_kind, FLAGS.dtype)
+  if peak:
+    floor = len(devices) * peak / cost.training_flops(model)
+    print(
+      f"floor, all arithmetic at {peak / 1e12:.0f} TFLOP/s a device: {floor:.0f} pairs/s; "
+      f"reached {FLAGS.batch_size / median / floor:.0%} of it"
+    )
+  if FLAGS.profile:
+    with jax.profiler.trace(FLAGS.profile):
+      run(3, state)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parse this module's flags; print help or one sentence and leave where that is called for."""
+  flags.FLAGS.mark_as_parsed()  # absl insists; nothing of ours is defined there
+  if {"--help", "-h", "-help"} & set(argv):
+    print(f"{__doc__}\n{FLAGS.get_help()}")
+    sys.exit(0)
+  try:
+    return FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(f"benchmarks.train_step: {error}")
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)
