@@ -51,6 +51,10 @@ NAMES: dict[str, tuple[str, str, str | None]] = {
 }
 
 
+# A data set, and in brackets the sequences that alone take part, or behind ! do not.
+_CHOICE = re.compile(r"(?P<name>[^\[\]]+)\[(?P<without>!?)(?P<listed>[^\[\]]+)\]")
+
+
 def is_reserved(name: str) -> bool:
   """Return whether a name means something already, and cannot be given to data of one's own."""
   return name in NAMES or name in ("procedural", "procedural_test", "folder")
@@ -109,13 +113,51 @@ def locate(
   Args:
     name: one of NAMES, `procedural`, `procedural_test`, `folder`, the name that data of one's own got
       when it was prepared (with `:validation` behind it for another split than train), or a
-      directory below `data_dir`.
+      directory below `data_dir`. Behind it, `[a,b]` takes the sequences a and b alone, and `[!a,b]` all
+      but these; of a sequence with several targets, `dogs` means all of them, `dogs/2` one.
     augmentation: the crops to be taken; None wants whole frames.
 
   Raises:
     FileNotFoundError: no such data set, with what to do about it.
-    ValueError: `folder` without folder_roots, a root that cannot be read, or context crops too small.
+    ValueError: `folder` without folder_roots, a root that cannot be read, context crops too small, or a
+      sequence in brackets that is not there.
   """
+  choice = _CHOICE.fullmatch(name)
+  if choice is None:
+    return _locate(name, settings, augmentation)
+  parts = _locate(choice["name"], settings, augmentation)
+  listed = [part.strip() for part in choice["listed"].split(",")]
+  return _choose(parts, listed, bool(choice["without"]), name)
+
+
+def _choose(parts: list[Located], listed: list[str], without: bool, name: str) -> list[Located]:
+  """Restrict what was located to the listed sequences, or to all others."""
+  chosen, known, unknown = [], [], set(listed)
+  for part in parts:
+    source = sources.FrameSource(part.directory, part.split, part.sequences)
+    names = [str(target) for target in source.index.names[source.selected]]
+    known += names
+    matches = {
+      target: {one for one in listed if target == one or target.startswith(f"{one}/")}
+      for target in names
+    }
+    unknown -= set().union(*matches.values())
+    taken = tuple(target for target in names if bool(matches[target]) != without)
+    if taken:
+      chosen.append(dataclasses.replace(part, sequences=taken))
+  if unknown:
+    raise ValueError(
+      f"data set {name!r}: it has no sequence {', '.join(sorted(unknown))}, but {len(known)} such as "
+      f"{', '.join(known[:5])}"
+    )
+  if not chosen:
+    raise ValueError(f"data set {name!r}: no sequence is left")
+  return chosen
+
+
+def _locate(
+  name: str, settings: DatasetSettings, augmentation: AugmentationSettings | None
+) -> list[Located]:
   if name in ("procedural", "procedural_test"):
     directory = prepare_procedural(
       settings.data_dir, settings.procedural, num_workers=settings.num_workers

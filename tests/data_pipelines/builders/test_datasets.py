@@ -1,6 +1,7 @@
 """The names in configurations lead to prepared data, and the official mixture trains from it."""
 
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -140,3 +141,32 @@ def test_the_official_mixture_trains_from_all_four_sets(
     ("coco2017 train", False),
     ("trackingnet train", True),
   ]
+
+
+def test_sequences_are_chosen_or_left_out_in_brackets(tmp_path, lasot_root):
+  prepare("lasot", lasot_root, tmp_path / "data")
+
+  def names(name):
+    return [part.sequences for part in locate(name, tmp_path / "data")]
+
+  assert names("lasot_train[zebra-1]") == [("zebra-1",)]
+  assert names("lasot_train[!zebra-1]") == [("airplane-10", "bear-1")]
+  assert names("lasot_train[zebra-1, bear-1]") == [("bear-1", "zebra-1")]
+  with pytest.raises(ValueError, match=r"no sequence zebra-2;"):
+    names("lasot_train[!zebra-2]")
+  with pytest.raises(ValueError, match="no sequence is left"):
+    names("lasot_train[!zebra-1,bear-1,airplane-10]")
+
+
+def test_a_sequence_in_brackets_means_all_its_targets(tmp_path):
+  part = datasets.Located(tmp_path, "train")
+  names = np.array(["dogs/1", "dogs/2", "dogs-two"])
+
+  class Source:
+    index = types.SimpleNamespace(names=names)
+    selected = np.arange(3)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(datasets.sources, "FrameSource", lambda *_: Source())
+    assert datasets._choose([part], ["dogs"], False, "x")[0].sequences == ("dogs/1", "dogs/2")
+    assert datasets._choose([part], ["dogs/2"], True, "x")[0].sequences == ("dogs/1", "dogs-two")
