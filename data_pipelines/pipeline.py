@@ -34,19 +34,18 @@ def _as_grain(sources, settings: PipelineSettings, seed: int) -> grain.MapDatase
 
 
 def _sharded_batches(pairs: grain.MapDataset, batch_size: int, shard_index: int, shard_count: int):
-  """Give a host its pairs: number i goes to host i % shard_count.
+  """Give a host its pairs: of each step's, a run of batch_size, the first host the first run.
 
-  So step n takes the same pairs over all hosts together, however many they are.
+  So step n takes the same pairs in the same order over all hosts together, however many they are.
   """
   if batch_size < 1 or not 0 <= shard_index < shard_count:
     raise ValueError(
       f"batch_size {batch_size}, shard {shard_index} of {shard_count}: a batch needs a pair, and shards count from 0"
     )
   cv2.setNumThreads(1)
-  # Sliced behind random_map: the random numbers follow the index that random_map sees, so slicing
-  # before it would give every host the same ones.
-  mine = pairs[shard_index::shard_count]
-  return grain.MapDataset.range(len(mine) // batch_size).map(_Batch(mine, batch_size))
+  # The random numbers follow the index that random_map sees, so hosts share its results, not its input.
+  own = _Batch(pairs, batch_size, batch_size * shard_count, batch_size * shard_index)
+  return grain.MapDataset.range(len(pairs) // (batch_size * shard_count)).map(own)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -62,22 +61,30 @@ class _Batch:
   grain's own batching would hold all pairs beside the batch, and a worker's memory counts.
   """
 
-  def __init__(self, pairs: grain.MapDataset, batch_size: int):
-    self._pairs, self._size = pairs, batch_size
+  def __init__(self, pairs: grain.MapDataset, size: int, stride: int, first: int):
+    """Batch n holds `size` pairs from number n * stride + first on."""
+    self._pairs, self._size, self._stride, self._first = pairs, size, stride, first
 
   def __call__(self, number: int) -> dict[str, typing.Any]:
     batch: dict[str, typing.Any] = dict.fromkeys(_COUNTERS, 0)
-    for row in range(self._size):
-      pair = self._pairs[number * self._size + row]
-      # grain could have filtered it out; nothing is filtered here.
-      assert pair is not None
-      for name, value in pair.items():
-        if name in _COUNTERS:
-          batch[name] += value
-          continue
-        if row == 0:
-          batch[name] = _empty((self._size, *value.shape), value.dtype)
-        batch[name][row] = value
+    try:
+      for row in range(self._size):
+        pair = self._pairs[number * self._stride + self._first + row]
+        # grain could have filtered it out; nothing is filtered here.
+        assert pair is not None
+        for name, value in pair.items():
+          if name in _COUNTERS:
+            batch[name] += value
+            continue
+          if row == 0:
+            batch[name] = _empty((self._size, *value.shape), value.dtype)
+          batch[name][row] = value
+    except BaseException:
+      # What is never sent nobody else would give back.
+      for value in batch.values():
+        if isinstance(value, SharedMemoryArray):
+          value.unlink_on_del()
+      raise
     return batch
 
 
@@ -190,7 +197,8 @@ def train_pipeline(
     sources: data sets with their weights in the mixture.
     settings: sampling and augmentation.
     batch_size: pairs a batch of this host.
-    shard_index, shard_count: this host among all; pair i goes to host i % shard_count.
+    shard_index, shard_count: this host among all; of each step's pairs it takes the
+      shard_index-th run of batch_size.
     num_workers: worker processes of one thread each; 0 for threads of this process.
     num_threads: threads that read ahead where there are no workers; 0 reads when asked.
     read_ahead: batches that the threads keep ready.
@@ -235,7 +243,8 @@ def validation_pairs(
     settings: sampling and augmentation.
     count: pairs of all hosts together.
     batch_size: pairs a batch of this host.
-    shard_index, shard_count: this host among all; pair i goes to host i % shard_count.
+    shard_index, shard_count: this host among all; of each step's pairs it takes the
+      shard_index-th run of batch_size.
     num_threads: threads that read ahead, a batch each; 0 reads when asked.
 
   Raises:

@@ -3,7 +3,8 @@
   python -m launch.local 2 --config=configs/ostrack_256.py --workdir=runs/ostrack_256
 
 What stands behind the number goes to `python -m training`. One process alone drives all GPUs of a machine
-just as well; this shows, on CPUs or GPUs, that a run over several hosts will work. SIGTERM reaches all
+just as well; this shows, on CPUs or GPUs, that a run over several hosts will work. Each process reads with
+a worker a core unless told otherwise (--config.data.num_workers=...). SIGTERM reaches all
 processes; if one fails, the others are ended, and its exit code is the launcher's.
 """
 

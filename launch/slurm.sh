@@ -23,7 +23,7 @@ set -uo pipefail
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 # By default there is a reader for each core of the machine, which the processes of a machine share here.
 srun --kill-on-bad-exit=0 --wait=120 \
-  python -m training --multi_host "$@" "--config.data.num_workers=$((SLURM_CPUS_PER_TASK - 1))"
+  python -m training --multi_host "--config.data.num_workers=$((SLURM_CPUS_PER_TASK - 1))" "$@"
 code=$?
 if [ "$code" -eq 75 ]; then
   echo "saved and stopped; queued again, to go on from the last checkpoint"

@@ -21,16 +21,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(mesh: Mesh, global_batch_size: int) -> int:
+def check_batch_size(mesh: Mesh, global_batch_size: int, parts: int = 1) -> int:
   """Return the batch size of this process.
 
+  Args:
+    parts: what the batch is worked off in, one after another.
+
   Raises:
-    ValueError: the global batch does not divide over the devices.
+    ValueError: the global batch does not divide over the devices, or their shares into the parts.
   """
-  if global_batch_size % mesh.size:
+  if global_batch_size % (mesh.size * parts):
+    accumulated = f", each working in {parts} parts (train.accumulate_steps)" if parts > 1 else ""
     raise ValueError(
-      f"batch size {global_batch_size} is not divisible by {mesh.size} devices; "
-      f"set config.train.batch_size to a multiple of {mesh.size}"
+      f"batch size {global_batch_size} is not divisible by {mesh.size} devices{accumulated}; "
+      f"set config.train.batch_size to a multiple of {mesh.size * parts}"
     )
   return global_batch_size // jax.process_count()
 

@@ -19,6 +19,7 @@ import sys
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import config_dict, config_flags
 
 from data_pipelines import datasets, pipeline, sources
@@ -82,7 +83,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
       f"a key of the configuration is not what this version knows: {error}"
     ) from error
   mesh = sharding.make_mesh()
-  local_batch = sharding.check_batch_size(mesh, settings.batch_size)
+  local_batch = sharding.check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
   random_start = init_variables(model, settings.seed)
   initial = read_initial_weights(config.model.pretrained, model, random_start)
   start = initial.variables
@@ -169,6 +170,9 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     if sequences:
       report["tracking"] = _track(model, runs, sequences, workdir)
       training_report.write_report(report, workdir)
+  if jax.process_count() > 1:
+    # Who leaves first waits a few minutes for the others, which may be tracking for longer.
+    multihost_utils.sync_global_devices("report")
   return report
 
 
@@ -177,7 +181,7 @@ def _data_settings(config) -> datasets.DatasetSettings:
     data_dir=datasets.data_dir(config.data.data_dir),
     folder_roots=tuple(config.data.folder_roots),
     procedural=datasets.procedural_settings(**config.procedural),
-    num_workers=min(_workers(config), os.cpu_count() or 1),
+    num_workers=min(_workers(config), len(os.sched_getaffinity(0))),
   )
 
 
@@ -185,7 +189,8 @@ def _workers(config) -> int:
   given = config.data.num_workers
   if given < -1:
     raise ValueError(f"config.data.num_workers {given}: it must be -1, 0 or a number of processes")
-  return (os.cpu_count() or 1) if given == -1 else given
+  # Containers and Slurm give a process fewer cores than the machine has.
+  return len(os.sched_getaffinity(0)) if given == -1 else given
 
 
 def _pipeline_settings(config) -> pipeline.PipelineSettings:

@@ -194,6 +194,10 @@ def restore(tokens, candidates: Candidates, num_search_tokens: int) -> jax.Array
   """
   if candidates.valid is not None:
     tokens = jnp.where(candidates.valid[:, :, None], tokens, jnp.zeros((), tokens.dtype))
-  batch = jnp.arange(tokens.shape[0])[:, None]
-  canvas = jnp.zeros((tokens.shape[0], num_search_tokens, tokens.shape[2]), tokens.dtype)
-  return canvas.at[batch, candidates.index].set(tokens, unique_indices=True)
+
+  def scatter(own_tokens, cells):
+    canvas = jnp.zeros((num_search_tokens, tokens.shape[2]), tokens.dtype)
+    return canvas.at[cells].set(own_tokens, unique_indices=True)
+
+  # Sample by sample: indexed by the batch as well, it would be gathered from all devices.
+  return jax.vmap(scatter)(tokens, candidates.index)

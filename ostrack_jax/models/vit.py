@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from ostrack_jax.models import attention as attention_lib
@@ -25,6 +26,39 @@ VARIANTS = {
 
 _linear_init = nn.initializers.truncated_normal(stddev=0.02)
 _layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
+
+
+def _constrain(tokens):
+  return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2)))
+
+
+# Without it the partitioner would gather the whole batch on each device, to lay it out there.
+_constrain_each = custom_partitioning(_constrain)
+_constrain_each.def_partition(
+  partition=lambda mesh, shapes, result: (
+    mesh,
+    _constrain,
+    shapes[0].sharding,
+    (shapes[0].sharding,),
+  ),
+  infer_sharding_from_operands=lambda mesh, shapes, result: shapes[0].sharding,
+  sharding_rule="b n d -> b n d",
+)
+
+
+@jax.custom_vjp
+def row_major(tokens):
+  """Return tokens [b, n, d] and their gradient laid out in this order, the batch outermost.
+
+  Left to itself, XLA puts the batch innermost here and transposes tokens for every product.
+  """
+  return _constrain_each(tokens)
+
+
+row_major.defvjp(
+  lambda tokens: (_constrain_each(tokens), None),
+  lambda _, gradient: (_constrain_each(gradient),),
+)
 
 
 class PatchProjection(nn.Module):
@@ -45,8 +79,7 @@ class PatchProjection(nn.Module):
     patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
     kernel = kernel.astype(self.dtype).reshape(-1, self.width)
     tokens = patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)[None, None, :]
-    # Left to itself, XLA lays tokens out with the batch innermost and transposes them for every product.
-    return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2)))
+    return row_major(tokens)
 
 
 class PatchEmbed(nn.Module):

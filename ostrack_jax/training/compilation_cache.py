@@ -24,7 +24,12 @@ def enable(folder: str) -> str:
     return already
   if not folder:
     return ""
-  path = pathlib.Path(folder).expanduser()
+  try:
+    path = pathlib.Path(folder).expanduser()
+  except RuntimeError as error:
+    raise OSError(
+      f"config.compilation_cache {folder!r} has no home folder to lie in; name another folder, or '' for none"
+    ) from error
   try:
     path.mkdir(parents=True, exist_ok=True)
     writable = os.access(path, os.W_OK | os.X_OK)

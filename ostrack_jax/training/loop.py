@@ -83,6 +83,10 @@ class LoopSettings:
       raise ValueError(
         "train.epochs, log_every_steps, save_every_epochs and validate_every_epochs must be at least 1"
       )
+    if self.keep_checkpoints < 1:
+      raise ValueError(
+        f"train.keep_checkpoints {self.keep_checkpoints} must be at least 1: a run goes on from the newest"
+      )
     if self.elimination_buckets < 1 or self.accumulate_steps < 1:
       raise ValueError(
         f"train.elimination_buckets {self.elimination_buckets} and train.accumulate_steps {self.accumulate_steps} "
@@ -160,7 +164,7 @@ def train(
   steps_per_epoch = settings.steps_per_epoch
   optimizer = make_optimizer(optimizer_settings, steps_per_epoch)
   learning_rate = learning_rate_schedule(optimizer_settings, steps_per_epoch)
-  sharding.check_batch_size(mesh, settings.batch_size)
+  sharding.check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
   if settings.max_minutes and jax.process_count() > 1:
     raise ValueError(
       f"train.max_minutes {settings.max_minutes:g} is for one process, whose clock decides; with "

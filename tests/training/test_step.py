@@ -1,5 +1,7 @@
 """The training step's numbers are the official code's, and one device equals four."""
 
+import re
+
 import jax
 import numpy as np
 import optax
@@ -179,6 +181,38 @@ def test_accumulated_gradients_are_those_of_parts():
   both = _one_step(batch, drop_path_rate=0.0, accumulate=2)[2]
   for name in ("loss", "giou", "l1", "focal", "iou"):
     np.testing.assert_allclose(both[name], np.mean([m[name] for m in metrics]), rtol=1e-5)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts():
+  batch = _batch(8)
+
+  def gradients(part, **options):
+    model = SMALL.clone(drop_path_rate=0.0)
+    optimizer = make_optimizer(OptimizerSettings(clip_norm=1e9), steps_per_epoch=10)
+    state = create_state(init_variables(SMALL, 0), optimizer, seed=1)
+    step = step_lib.make_train_step(model, optimizer, LossWeights(), **options)
+    state, _ = jax.jit(step)(state, part)
+    return [tree for _, tree in optax.tree.get_all_with_path(state.opt_state, "mu")]
+
+  parts = [gradients({n: v[i::2] for n, v in batch.items()}) for i in (0, 1)]
+  want = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
+  scale = max(float(np.abs(x).max()) for x in jax.tree.leaves(want))
+  for got, mean in zip(
+    jax.tree.leaves(gradients(batch, accumulate=2)), jax.tree.leaves(want), strict=True
+  ):
+    np.testing.assert_allclose(got, mean, atol=1e-5 * scale)
+
+
+def test_no_device_gathers_tokens_of_the_others():
+  if len(jax.devices()) < 4:
+    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
+  train_step, state = _small_step()
+  mesh = sharding.make_mesh(jax.devices()[:4])
+  placed = jax.device_put(state, sharding.replicated(mesh))
+  compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
+  text = compiled.lower(placed, sharding.put_batch(mesh, _batch())).compile().as_text()
+  gathered = re.findall(r"= \w+\[(\d+),(\d+),(\d+)\]\S* all-gather", text)
+  assert "all-reduce" in text and not gathered
 
 
 def test_batches_that_do_not_divide_are_refused():

@@ -152,7 +152,9 @@ def test_sequences_are_chosen_or_left_out_in_brackets(tmp_path, lasot_root):
   assert names("lasot_train[zebra-1]") == [("zebra-1",)]
   assert names("lasot_train[!zebra-1]") == [("airplane-10", "bear-1")]
   assert names("lasot_train[zebra-1, bear-1]") == [("bear-1", "zebra-1")]
-  with pytest.raises(ValueError, match=r"no sequence zebra-2, but 3 such as airplane-10, bear-1, zebra-1"):
+  with pytest.raises(
+    ValueError, match=r"no sequence zebra-2, but 3 such as airplane-10, bear-1, zebra-1"
+  ):
     names("lasot_train[!zebra-2]")
   with pytest.raises(ValueError, match="no sequence is left"):
     names("lasot_train[!zebra-1,bear-1,airplane-10]")
