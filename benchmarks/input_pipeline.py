@@ -11,19 +11,19 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
-import sys
 import tempfile
 import time
 
 import cv2
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from data_pipelines import augmentation, context, pipeline, sampling
 from data_pipelines.builders import procedural
 from data_pipelines.sources import FrameSource
+from ostrack_jax import command_line
 
-FLAGS = flags.FlagValues()
+FLAGS = command_line.new_flags()
 flags.DEFINE_string(
   "data_dir",
   None,
@@ -148,10 +148,11 @@ def measure_parts(
 
   for _ in range(pairs):
     draw = timed("sample", sampler.draw, rng)
-    template = timed("read", source.read_template, draw.template)
-    search = timed("read", source.read, draw.search)
-    template = timed("decode", source.decode, draw.template, template)
-    search = timed("decode", source.decode, draw.search, search)
+    search = timed("decode", source.decode, draw.search, timed("read", source.read, draw.search))
+    template = search
+    if draw.template != draw.search:
+      template = timed("read", source.read_template, draw.template)
+      template = timed("decode", source.decode, draw.template, template)
     template_box, search_box = (source.index.boxes_xywh[p] for p in (draw.template, draw.search))
     timed(
       "augment",
@@ -209,8 +210,7 @@ def _settings() -> pipeline.PipelineSettings:
 
 def main(argv: list[str]) -> None:
   """Prepare data if needed, measure, print."""
-  if len(argv) > 1:
-    sys.exit(f"benchmarks.input_pipeline: unexpected arguments {argv[1:]}; all settings are flags")
+  del argv
   cv2.setNumThreads(1)
   settings = _settings()
   for directory in FLAGS.prepared:
@@ -223,22 +223,5 @@ def main(argv: list[str]) -> None:
     report(FrameSource(procedural.prepare_procedural(data_dir, made)), settings)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parse this module's flags; print help or one sentence and leave where that is called for."""
-  flags.FLAGS.mark_as_parsed()  # absl insists; nothing of ours is defined there
-  if {"--help", "-h", "-help"} & set(argv):
-    print(f"{__doc__}\n{FLAGS.get_help()}")
-    sys.exit(0)
-  try:
-    return FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(f"benchmarks.input_pipeline: {error}")
-
-
-def run() -> None:
-  """Run as a command."""
-  app.run(main, flags_parser=parse_flags)
-
-
 if __name__ == "__main__":
-  run()
+  command_line.run(main, "benchmarks.input_pipeline", FLAGS, __doc__)

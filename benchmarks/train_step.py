@@ -1,21 +1,20 @@
 """Measure the training step: pairs a second with the batch already on the devices.
 
   python -m benchmarks.train_step --search_size=256 --batch_size=128
-  python -m benchmarks.train_step --keep_ratio=1.0 --profile=/tmp/trace
+  python -m benchmarks.train_step --keep_ratio=1.0 --profile=runs/trace
 
 Prints medians over runs of several steps queued at once, as training queues them, the share of the
 device's peak, and the floor: the step's arithmetic at that peak.
 """
 
 import statistics
-import sys
 import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from ostrack_jax import sharding
+from ostrack_jax import command_line, sharding
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import cost
 from ostrack_jax.training import step as step_lib
@@ -23,7 +22,7 @@ from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.optimizer import OptimizerSettings, make_optimizer
 from ostrack_jax.training.state import create_state, init_variables
 
-FLAGS = flags.FlagValues()
+FLAGS = command_line.new_flags()
 flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_values=FLAGS)
 flags.DEFINE_enum("search_size", "256", ["256", "384"], "Official model.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 128, "Global batch.", lower_bound=1, flag_values=FLAGS)
@@ -52,8 +51,7 @@ def synthetic_batch(size: int, template_size: int, search_size: int) -> dict[str
 
 def main(argv: list[str]) -> None:
   """Measure and print."""
-  if len(argv) > 1:
-    sys.exit(f"benchmarks.train_step: unexpected arguments {argv[1:]}; all settings are flags")
+  del argv
   search_size = int(FLAGS.search_size)
   model = OSTrack(
     variant=FLAGS.variant,
@@ -116,17 +114,5 @@ def main(argv: list[str]) -> None:
       run(3, state)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parse this module's flags; print help or one sentence and leave where that is called for."""
-  flags.FLAGS.mark_as_parsed()  # absl insists; nothing of ours is defined there
-  if {"--help", "-h", "-help"} & set(argv):
-    print(f"{__doc__}\n{FLAGS.get_help()}")
-    sys.exit(0)
-  try:
-    return FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(f"benchmarks.train_step: {error}")
-
-
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  command_line.run(main, "benchmarks.train_step", FLAGS, __doc__)

@@ -22,7 +22,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import config_dict, config_flags
 
-from data_pipelines import datasets, pipeline, sources
+from data_pipelines import datasets, pipeline
+from data_pipelines import sequences as frame_sequences
 from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.sampling import SamplingSettings
 from ostrack_jax import command_line, configuration, loading, sharding, training_report
@@ -143,9 +144,13 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   if config.model.pretrained:
     runs[f"start ({pathlib.Path(config.model.pretrained).name})"] = start
   if store.best_step not in (None, int(state.step)):
-    runs[f"best checkpoint (step {store.best_step})"] = restore_step_variables(
-      workdir, store.best_step
-    )
+    try:
+      best = restore_step_variables(workdir, store.best_step)
+    except ValueError as error:
+      # The training is done and saved: its report must not fail over another checkpoint.
+      print(f"WARNING: the best checkpoint is left out of the report: {error}", flush=True)
+    else:
+      runs[f"best checkpoint (step {store.best_step})"] = best
   runs["result"] = jax.device_get(state.variables)
   compiled = jax.jit(
     make_validation_step(model, loss_weights), out_shardings=sharding.replicated(mesh)
@@ -246,13 +251,13 @@ def _count(params) -> int:
 
 def _sequences(
   dataset: str, count: int, data: datasets.DatasetSettings
-) -> list[sources.FrameSequence]:
+) -> list[frame_sequences.FrameSequence]:
   """Return a data set's first sequences to track; those whose target is absent at first are left out."""
   if not count:
     return []
   parts = datasets.locate(dataset, data)
   found = itertools.chain.from_iterable(
-    sources.iter_sequences(part.directory, part.split, part.sequences) for part in parts
+    frame_sequences.iter_sequences(part.directory, part.split, part.sequences) for part in parts
   )
   sequences = list(itertools.islice((s for s in found if s.visible[0]), count))
   if not sequences:

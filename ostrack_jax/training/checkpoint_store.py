@@ -229,7 +229,7 @@ class CheckpointStore:
       is_full = is_full or any(words in str(error) for words in _FULL_DISK)
       whole = [other for other in checkpoint.steps_in(self._workdir) if other != step]
       rest = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
-      reason = "the disk is full" if is_full else str(error)
+      reason = "the disk is full" if is_full else f"{type(error).__name__}: {error}"
       raise CheckpointError(
         f"the checkpoint of step {step} could not be written to {self._workdir}: {reason}; {rest}. "
         f"{'Make room' if is_full else 'Mend that'} and start the same command again"

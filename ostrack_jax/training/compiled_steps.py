@@ -9,6 +9,13 @@ from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import targets
 
 
+def scheduled_ratio(model: OSTrack, epoch: int, *, start: int, warmup: int) -> float | None:
+  """Return the keep ratio of an epoch, counted from 1; None where the model's own are in force."""
+  if not model.keep_ratios or epoch >= start + warmup:
+    return None
+  return targets.keep_ratio_at_epoch(epoch, final=model.keep_ratios[0], start=start, warmup=warmup)
+
+
 class CompiledSteps:
   """One step a bucket of keep ratios; the traced keep counts mask what the schedule drops beyond it.
 
@@ -67,12 +74,9 @@ class CompiledSteps:
     return self._model.stage_counts(self._ratio(epoch))
 
   def _ratio(self, epoch: int) -> float | None:
-    """Return the scheduled ratio, None for the model's own."""
-    start, warmup = self._settings.elimination_start, self._settings.elimination_warmup
-    ratios = self._model.keep_ratios
-    if not ratios or epoch >= start + warmup:
-      return None
-    return targets.keep_ratio_at_epoch(epoch, final=ratios[0], start=start, warmup=warmup)
+    settings = self._settings
+    start, warmup = settings.elimination_start, settings.elimination_warmup
+    return scheduled_ratio(self._model, epoch, start=start, warmup=warmup)
 
   def at_epoch(self, epoch: int) -> Callable:
     """Return the step of an epoch, counted from 1; it takes what the uncompiled step takes."""

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from ostrack_jax.models.ostrack import OSTrack
-from ostrack_jax.training import cost, targets
+from ostrack_jax.training import cost
+from ostrack_jax.training.compiled_steps import scheduled_ratio
 from ostrack_jax.training.optimizer import OptimizerSettings, scaled_to_batch
 
 _GIB = 2**30
@@ -231,16 +232,10 @@ def learning_rate_line(configured: OptimizerSettings, batch_size: int) -> str:
 def counts_by_epoch(
   model: OSTrack, epochs: int, elimination_start: int, elimination_warmup: int
 ) -> list[tuple[int, ...]]:
-  """Return the search tokens left after each stage in epochs 1, 2, ...; see targets.keep_ratio_at_epoch."""
-  counts = []
-  for epoch in range(1, epochs + 1):
-    ratio = None
-    if model.keep_ratios and epoch < elimination_start + elimination_warmup:
-      ratio = targets.keep_ratio_at_epoch(
-        epoch, final=model.keep_ratios[0], start=elimination_start, warmup=elimination_warmup
-      )
-    counts.append(model.stage_counts(ratio))
-  return counts
+  """Return the search tokens left after each stage in epochs 1, 2, ..."""
+  schedule = {"start": elimination_start, "warmup": elimination_warmup}
+  ratios = (scheduled_ratio(model, epoch, **schedule) for epoch in range(1, epochs + 1))
+  return [model.stage_counts(ratio) for ratio in ratios]
 
 
 def largest_model(model: OSTrack, counts: Sequence[tuple[int, ...]]) -> OSTrack:

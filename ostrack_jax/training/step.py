@@ -125,8 +125,3 @@ def make_validation_step(model: OSTrack, weights: LossWeights) -> Callable:
     return parts
 
   return validation_step
-
-
-def stage_counts_array(model: OSTrack, keep_ratio: float) -> jax.Array:
-  """Return the int32 [stages] keep counts of a ratio, to pass as `keep_counts`."""
-  return jnp.asarray(model.stage_counts(keep_ratio), jnp.int32)

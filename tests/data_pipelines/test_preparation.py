@@ -17,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import context, datasets, preparation, prepared_summary, shards, sources, splits
+from data_pipelines import sequences as frame_sequences
 from data_pipelines.builders import frame_records
 from data_pipelines.builders.lasot import Lasot
 from data_pipelines.builders.masks import MaskSequences
@@ -90,7 +91,7 @@ def test_context_records_leave_out_frames_without_a_target(tmp_path, many):
   with pytest.raises(ValueError, match="--full_frames"):
     source.frame(0)
   with pytest.raises(ValueError, match="--full_frames"):
-    next(sources.iter_sequences(directory, "train"))
+    next(frame_sequences.iter_sequences(directory, "train"))
 
 
 def test_tfds_reads_what_was_written(tmp_path, many):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from data_pipelines import sequences as frame_sequences
 from data_pipelines import sources
 from data_pipelines.builders.procedural import ProceduralSettings, prepare_procedural
 from data_pipelines.procedural_video import ProceduralVideoSettings, render_sequence
@@ -44,7 +45,7 @@ def test_a_source_survives_pickling_and_reopens(prepared):
 
 
 def test_whole_sequences_can_be_walked(prepared):
-  found = list(sources.iter_sequences(prepared, "test"))
+  found = list(frame_sequences.iter_sequences(prepared, "test"))
   assert [s.name for s in found] == ["test-000000", "test-000001"]
   assert [len(s.frames) for s in found] == [10, 10]
   assert found[1].boxes_xywh.shape == (10, 4) and found[1].visible.shape == (10,)
@@ -114,7 +115,7 @@ def test_a_subset_takes_part_by_name(prepared):
   source = sources.FrameSource(prepared, sequences={"train-000002", "train-000000", "elsewhere"})
   np.testing.assert_array_equal(source.selected, [0, 2])
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).selected, [0, 2])
-  assert [s.name for s in sources.iter_sequences(prepared, "train", ["train-000001"])] == [
+  assert [s.name for s in frame_sequences.iter_sequences(prepared, "train", ["train-000001"])] == [
     "train-000001"
   ]
   with pytest.raises(ValueError, match="none of its 3 sequences is among the 1 asked for"):

@@ -1,0 +1,56 @@
+"""Whole sequences of prepared data sets, for tracking."""
+
+import dataclasses
+import os
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from data_pipelines.sources import FrameSource
+
+
+class LazyFrames:
+  """Frames of a run of positions, decoded (uint8 RGB) each time one is asked for; has a length."""
+
+  def __init__(self, source: FrameSource, positions: range):
+    self._source, self._positions = source, positions
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __getitem__(self, frame: int) -> np.ndarray:
+    return self._source.frame(self._positions[frame])
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    return (self._source.frame(position) for position in self._positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameSequence:
+  """A whole sequence: `frames` decodes on access (uint8 RGB); boxes_xywh [n, 4] px; visible [n] bool."""
+
+  name: str
+  frames: LazyFrames
+  boxes_xywh: np.ndarray
+  visible: np.ndarray
+
+
+def iter_sequences(
+  directory: str | os.PathLike[str], split: str, sequences: Collection[str] | None = None
+) -> Iterator[FrameSequence]:
+  """Yield the sequences of a prepared split, in order; frames are decoded when they are looked at.
+
+  Raises:
+    ValueError: the data set holds context crops, which no tracker can run on.
+  """
+  source = FrameSource(directory, split, sequences)
+  if source.storage is not None:
+    raise ValueError(
+      f"{directory} holds context crops; tracking needs whole frames: prepare the data set with --full_frames"
+    )
+  index = source.index
+  for i in source.selected:
+    positions = source.positions(i)
+    frames = LazyFrames(source, range(positions.start, positions.stop))
+    boxes_xywh, visible = np.array(index.boxes_xywh[positions]), np.array(index.visible[positions])
+    yield FrameSequence(str(index.names[i]), frames, boxes_xywh, visible)
