@@ -28,8 +28,7 @@ _ENVIRONMENT = {
   "MALLOC_MMAP_THRESHOLD_": "8000000",
   "MALLOC_TRIM_THRESHOLD_": "64000000",
 }
-
-
+# Set in worker processes by begin_worker.
 _is_worker = False
 
 

@@ -1,22 +1,60 @@
 """Worker processes: the same data, small, without an accelerator, and gone with their parent."""
 
+import gc
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from grain.multiprocessing import SharedMemoryArray
 
-from data_pipelines import workers
+from data_pipelines import pipeline, sources, workers
+
+SHARED = pathlib.Path("/dev/shm")
+CROPS = ("template", "search")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_worker_processes_do_not_change_the_data(source, count, take):
-  for here, there in zip(take(source, 5), take(source, 5, num_workers=count), strict=True):
+  # Crops of a batch of 32 are large enough for shared memory.
+  options = {"batch_size": 32}
+  sent = take(source, 5, num_workers=count, **options)
+  assert all(there[name].nbytes > pipeline._SMALLEST_SHARED for there in sent for name in CROPS)
+  for here, there in zip(take(source, 5, **options), sent, strict=True):
     assert here.keys() == there.keys()
     for name in here:
       np.testing.assert_array_equal(here[name], there[name], err_msg=name)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="looks for shared memory where Linux keeps it")
+def test_a_batch_that_fails_leaves_no_shared_memory(monkeypatch):
+  files = []
+
+  class Pairs:
+    def __getitem__(self, number):
+      if number == 9:
+        raise sources.DamagedRecordError("number 9")
+      return {"search": np.zeros((64, 64, 3), np.uint8)}
+
+  def watched(*arguments):
+    array = SharedMemoryArray(*arguments)
+    files.append(SHARED / array.metadata.name)
+    assert files[-1].exists()
+    return array
+
+  monkeypatch.setattr(pipeline, "_empty", watched)
+  with pytest.raises(sources.DamagedRecordError):
+    pipeline._Batch(Pairs(), 16, 16, 0)(0)
+  gc.collect()
+  assert len(files) == 1
+  # Where grain has a thread for it, that thread gives it back.
+  deadline = time.monotonic() + 10
+  while files[0].exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert not files[0].exists()
 
 
 KILLED = """
