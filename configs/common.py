@@ -69,6 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.sampling.gap_step = 5
   config.sampling.min_visible_over = 4
   config.sampling.min_length = 20
+  # Targets of still images with a smaller sqrt(width * height), px, do not take part.
+  config.sampling.min_image_side = 0.0
 
   config.augmentation = ml_collections.ConfigDict()
   config.augmentation.template_centre_jitter = 0.0
@@ -85,6 +87,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.augmentation.half_pixel_labels = True
   # A crop of context records that lacks a larger share of what its frame shows there is drawn anew.
   config.augmentation.max_missing_share = 0.05
+  # Not in the official code, for little video: the search region turned by up to so many degrees and
+  # stretched (deviation of the log), either crop's colours changed by up to this share, either crop
+  # blurred, another target pasted into the search region.
+  config.augmentation.rotation_degrees = 0.0
+  config.augmentation.aspect_jitter = 0.0
+  config.augmentation.colour_jitter = 0.0
+  config.augmentation.blur_probability = 0.0
+  config.augmentation.distractor_probability = 0.0
 
   config.optim = ml_collections.ConfigDict()
   config.optim.learning_rate = 4e-4

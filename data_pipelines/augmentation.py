@@ -4,12 +4,13 @@ device applies them to the crops (ostrack_jax/training/augmentation.py)."""
 
 import dataclasses
 import math
+import typing
 from typing import Any
 
 import cv2
 import numpy as np
 
-from data_pipelines import stored_crop
+from data_pipelines import stored_crop, variation
 from data_pipelines.sources import StoredFrame
 from ostrack_jax import crop
 
@@ -55,6 +56,12 @@ class AugmentationSettings(CropSettings):
     max_missing_share: a crop of context records that lacks more of its frame is drawn anew.
     search_centre_from: "jitter", or "previous_box" to cut the search region at the box given as the
       previous one, unjittered, as a tracker that lost nothing would.
+    rotation_degrees, aspect_jitter: of the search region about its target; see variation.draw_warp.
+    colour_jitter: of each crop by itself, the largest relative change of contrast, saturation and each
+      channel's gain.
+    blur_probability: of each crop by itself.
+    distractor_probability: that another target is pasted into the search region.
+      These five are not in the official code, and 0 unless asked for.
   """
 
   grey_probability: float = 0.05
@@ -65,6 +72,11 @@ class AugmentationSettings(CropSettings):
   half_pixel_labels: bool = True
   max_missing_share: float = 0.05
   search_centre_from: str = "jitter"
+  rotation_degrees: float = 0.0
+  aspect_jitter: float = 0.0
+  colour_jitter: float = 0.0
+  blur_probability: float = 0.0
+  distractor_probability: float = 0.0
 
   def __post_init__(self):
     if self.search_centre_from not in ("jitter", "previous_box"):
@@ -81,14 +93,37 @@ class AugmentationSettings(CropSettings):
       "joint_flip_probability",
       "separate_flip_probability",
       "max_missing_share",
+      "colour_jitter",
+      "blur_probability",
+      "distractor_probability",
     )
     for name in shares:
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} {getattr(self, name)}: it must lie between 0 and 1")
+    if not 0 <= self.rotation_degrees <= 180 or not 0 <= self.aspect_jitter <= 1:
+      raise ValueError(
+        f"rotation_degrees {self.rotation_degrees} must lie between 0 and 180, and aspect_jitter "
+        f"{self.aspect_jitter} between 0 and 1"
+      )
+
+  @property
+  def warps(self) -> bool:
+    """Whether search regions are rotated or stretched."""
+    return self.rotation_degrees > 0 or self.aspect_jitter > 0
 
   def for_validation(self) -> "AugmentationSettings":
-    """Return the settings without separate flip and brightness, as the official validation has it."""
-    return dataclasses.replace(self, separate_flip_probability=0.0, brightness=0.0)
+    """Return the settings without separate flip and brightness, as the official validation has it,
+    and without what the official code does not know."""
+    return dataclasses.replace(
+      self,
+      separate_flip_probability=0.0,
+      brightness=0.0,
+      rotation_degrees=0.0,
+      aspect_jitter=0.0,
+      colour_jitter=0.0,
+      blur_probability=0.0,
+      distractor_probability=0.0,
+    )
 
 
 def jitter_box(
@@ -136,10 +171,15 @@ def box_to_cut_around(
   return np.array([x1 + 0.5 * mirrored.side - 0.5 * w, y, w, h])
 
 
+class Distractor(typing.NamedTuple):
+  """A frame and the box [4], pixels of the full frame, of a target in it to paste elsewhere."""
+
+  stored: StoredFrame
+  box_xywh: np.ndarray
+
+
 def label(
   box_xywh: np.ndarray,
-  around_xywh: np.ndarray,
-  resize_factor: float,
   output_size: int,
   *,
   is_joint_flip: bool,
@@ -149,8 +189,8 @@ def label(
   """Return the box in the crop as the network sees it, after the flips.
 
   Args:
-    box_xywh, around_xywh: [4] pixels of the unflipped frame, of the target and what is cut around.
-    resize_factor: crop pixels per frame pixel.
+    box_xywh: [4] the target in the unflipped crop, normalised to it: crop.box_in_crop.
+    output_size: side of the crop in pixels.
     is_joint_flip: the official first flip, of the frame: a distance from the crop's centre changes
       its sign, and with half_pixel the centre stays at (size - 1) / 2.
     is_own_flip: the official second flip, of the crop: x' = 1 - x - w.
@@ -160,9 +200,7 @@ def label(
     [4] float32 xywh normalised to the crop. Follows OSTrack, lib/train/data/processing.py and
     transforms.py.
   """
-  x, y, w, h = crop.box_in_crop(
-    box_xywh, around_xywh, resize_factor, output_size, half_pixel
-  ).tolist()
+  x, y, w, h = box_xywh.tolist()
   if is_joint_flip:
     x = (1 - half_pixel / output_size) - x - w
   if is_own_flip:
@@ -199,6 +237,7 @@ def make_pair(
   search_box_xywh: np.ndarray,
   settings: AugmentationSettings,
   previous_box_xywh: np.ndarray | None = None,
+  distractor: Distractor | None = None,
 ) -> dict[str, np.ndarray | np.generic] | None:
   """Turn two frames into one training example.
 
@@ -210,6 +249,7 @@ def make_pair(
     template, search: what is stored of the two frames.
     template_box_xywh, search_box_xywh: [4] pixels of their full frames.
     previous_box_xywh: [4], needed when settings.search_centre_from is "previous_box".
+    distractor: what to paste into the search region, if anything; settings do not decide it here.
 
   Returns:
     template, search: uint8 [Z, Z, 3] and [S, S, 3], neither grey nor flipped nor brightened yet;
@@ -243,20 +283,34 @@ def make_pair(
       around = jitter_box(rng, box_xywh, *jitters)
     width, height = stored.frame_wh
     cut_box = box_to_cut_around(around, factor, width, is_joint_flip, settings.half_pixel_labels)
-    if not shows_frame(crop.crop_window(cut_box, factor), height, width, size):
+    window = crop.crop_window(cut_box, factor)
+    if not shows_frame(window, height, width, size):
       return None
-    image, resize_factor, missing = stored_crop.cut(stored, cut_box, factor, size)
-    if missing > settings.max_missing_share:
+    if stored_crop.missing_share(stored, window) > settings.max_missing_share:
       return None
+    in_crop = crop.box_in_crop(
+      box_xywh, around, size / window.side, size, settings.half_pixel_labels
+    )
+    if name == "search" and settings.warps:
+      warp = variation.draw_warp(rng, settings.rotation_degrees, settings.aspect_jitter)
+      centre_xy = size * (in_crop[:2] + 0.5 * in_crop[2:])
+      image = stored_crop.cut_warped(stored, window, size, warp, centre_xy)
+      in_crop = variation.warp_box(in_crop, warp)
+    else:
+      image, _, _ = stored_crop.cut(stored, cut_box, factor, size)
+    if name == "search" and distractor is not None:
+      variation.paste_distractor(rng, image, size * in_crop, *distractor)
+    if settings.colour_jitter:
+      image = variation.vary_colours(rng, image, settings.colour_jitter)
+    if settings.blur_probability and rng.random() < settings.blur_probability:
+      image = variation.blur(rng, image)
     brighter, own = rng.random(2).tolist()
     is_own_flip = own < own_flip_probability
     pair[name] = image
     pair[f"{name}_flip"] = np.bool_(is_joint_flip != is_own_flip)
     pair[f"{name}_brightness"] = np.float32(darkest + brightness_range * brighter)
     pair[f"{name}_box_xywh"] = label(
-      box_xywh,
-      around,
-      resize_factor,
+      in_crop,
       size,
       is_joint_flip=is_joint_flip,
       is_own_flip=is_own_flip,

@@ -114,7 +114,8 @@ def locate(
     name: one of NAMES, `procedural`, `procedural_test`, `folder`, the name that data of one's own got
       when it was prepared (with `:validation` behind it for another split than train), or a
       directory below `data_dir`. Behind it, `[a,b]` takes the sequences a and b alone, and `[!a,b]` all
-      but these; of a sequence with several targets, `dogs` means all of them, `dogs/2` one.
+      but these; of a sequence with several targets, `dogs` means all of them, `dogs/2` one. Several such
+      names with + between them stand for all of it.
     augmentation: the crops to be taken; None wants whole frames.
 
   Raises:
@@ -122,6 +123,9 @@ def locate(
     ValueError: `folder` without folder_roots, a root that cannot be read, context crops too small, or a
       sequence in brackets that is not there.
   """
+  if "+" in name:
+    pieces = (locate(piece.strip(), settings, augmentation) for piece in name.split("+"))
+    return [part for piece in pieces for part in piece]
   choice = _CHOICE.fullmatch(name)
   if choice is None:
     return _locate(name, settings, augmentation)

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from data_pipelines.augmentation import AugmentationSettings, make_pair
+from data_pipelines.augmentation import AugmentationSettings, Distractor, make_pair
 from data_pipelines.context import ContextSettings
 from data_pipelines.sampling import PairDraw, PairSampler, SamplingSettings
 from data_pipelines.sources import DamagedRecordError, FrameSource
@@ -108,6 +108,9 @@ class PairTransform(grain.transforms.RandomMap):
       template_frame = source.stored_template(template)
     else:
       template_frame = source.stored_frame(template)
+    distractor = None
+    if augmentation.distractor_probability and rng.random() < augmentation.distractor_probability:
+      distractor = self._distractor(rng, draw)
     try:
       return make_pair(
         rng,
@@ -117,6 +120,16 @@ class PairTransform(grain.transforms.RandomMap):
         index.boxes_xywh[search],
         augmentation,
         previous_box_xywh,
+        distractor,
       )
     except ValueError as error:
       raise ValueError(f"{source.describe(search)}: {error}") from error
+
+  def _distractor(self, rng: np.random.Generator, draw: PairDraw) -> Distractor | None:
+    """Draw a target of another sequence; None where this draw came to the same or to nothing stored."""
+    source, sequence, position, _ = self._sampler.draw(rng)
+    same = source is draw.source and sequence == draw.sequence
+    if same or source.index.records[position] < 0:
+      return None
+    read = source.stored_template if self._has_templates[source] else source.stored_frame
+    return Distractor(read(position), source.index.boxes_xywh[position])

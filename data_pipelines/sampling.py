@@ -13,12 +13,14 @@ from data_pipelines.sources import FrameSource
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
   """The official sampler's numbers; a video takes part with more than `min_visible_over` visible
-  frames and `min_length` frames."""
+  frames and `min_length` frames, a target in a still image with a box of a side of at least
+  `min_image_side` pixels, sqrt(w * h); officially any."""
 
   max_gap: int = 200
   gap_step: int = 5
   min_visible_over: int = 4
   min_length: int = 20
+  min_image_side: float = 0.0
 
   def __post_init__(self):
     if self.max_gap < 2:
@@ -30,6 +32,8 @@ class SamplingSettings:
         f"min_visible_over {self.min_visible_over}: it must be at least 1, since a pair needs two "
         "visible frames"
       )
+    if self.min_image_side < 0:
+      raise ValueError(f"min_image_side {self.min_image_side}: it must be at least 0")
 
 
 class PairDraw(typing.NamedTuple):
@@ -108,7 +112,12 @@ def eligible_sequences(source: FrameSource, settings: SamplingSettings) -> np.nd
     fits = lengths > 0
     boxes = boxes_xywh[starts[selected[fits]]]
     fits[fits] = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-    needed = "a box of finite numbers and positive width and height"
+    areas = boxes_xywh[starts[selected[fits]], 2:].prod(axis=1)
+    fits[fits] = areas >= settings.min_image_side**2
+    needed = (
+      "a box of finite numbers and positive width and height, and sqrt(width * height) of at least "
+      f"min_image_side {settings.min_image_side:g}"
+    )
   if not fits.any():
     raise ValueError(f"{source!r}: none of its {len(fits)} sequences has {needed}")
   return selected[fits]

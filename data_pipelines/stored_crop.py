@@ -34,21 +34,76 @@ def cut(
   """
   window = crop.crop_window(around_xywh, factor)
   resize_factor = output_size / window.side
-  width, height = stored.frame_wh
-  left, top, right, bottom = window.padding(height, width)
-  # What the crop shows of the frame, frame pixels, end exclusive.
-  x1, y1 = window.x1 + left, window.y1 + top
-  x2, y2 = window.x1 + window.side - right, window.y1 + window.side - bottom
+  missing = missing_share(stored, window)
+  x1, y1, x2, y2 = _shown_part(stored, window)
   if x2 <= x1 or y2 <= y1:
     return np.zeros((output_size, output_size, 3), np.uint8), resize_factor, 0.0
-  rx1, ry1, rx2, ry2 = stored.region_xyxy
-  inside = max(min(x2, rx2) - max(x1, rx1), 0) * max(min(y2, ry2) - max(y1, ry1), 0)
-  missing = 1.0 - inside / ((x2 - x1) * (y2 - y1))
   if missing == 0.0 and stored.is_full_resolution:
+    rx1, ry1, _, _ = stored.region_xyxy
+    width, height = stored.frame_wh
+    left, top, right, bottom = window.padding(height, width)
     part = stored.image[y1 - ry1 : y2 - ry1, x1 - rx1 : x2 - rx1]
     square = _padded(part, left, top, window.side) if left or top or right or bottom else part
     return cv2.resize(square, (output_size, output_size)), resize_factor, 0.0
   return _warp(stored, window, (x1, y1, x2, y2), output_size), resize_factor, missing
+
+
+def _shown_part(stored: StoredFrame, window: crop.CropWindow) -> tuple[int, int, int, int]:
+  """Return what a crop shows of the frame, frame pixels, end exclusive; empty where that is nothing."""
+  width, height = stored.frame_wh
+  left, top, right, bottom = window.padding(height, width)
+  return (
+    window.x1 + left,
+    window.y1 + top,
+    window.x1 + window.side - right,
+    window.y1 + window.side - bottom,
+  )
+
+
+def missing_share(stored: StoredFrame, window: crop.CropWindow) -> float:
+  """Return the share, 0 to 1, of the frame pixels in a crop's square that are not stored."""
+  x1, y1, x2, y2 = _shown_part(stored, window)
+  if x2 <= x1 or y2 <= y1:
+    return 0.0
+  rx1, ry1, rx2, ry2 = stored.region_xyxy
+  inside = max(min(x2, rx2) - max(x1, rx1), 0) * max(min(y2, ry2) - max(y1, ry1), 0)
+  return 1.0 - inside / ((x2 - x1) * (y2 - y1))
+
+
+def cut_warped(
+  stored: StoredFrame,
+  window: crop.CropWindow,
+  output_size: int,
+  warp: np.ndarray,
+  centre_xy: np.ndarray,
+) -> np.ndarray:
+  """Cut a square, warped about a point, in one bilinear reading of what is stored.
+
+  Args:
+    stored, output_size: as for `cut`.
+    window: the square.
+    warp: [2, 2] where a displacement from the point goes, in crop pixels.
+    centre_xy: [2] the point, which stays, pixels of the crop.
+
+  Returns:
+    The crop [output_size, output_size, 3] uint8; black where the frame or what is stored of it ends.
+  """
+  rx1, ry1, rx2, ry2 = stored.region_xyxy
+  height, width = stored.image.shape[:2]
+  scale = np.array([width / (rx2 - rx1), height / (ry2 - ry1)])
+  side = window.side / output_size
+  # Continuous positions: crop, unwarped crop, frame, stored image; a pixel's centre is half a pixel in.
+  backwards = np.linalg.inv(warp)
+  matrix = scale[:, None] * side * backwards
+  origin = (window.x1, window.y1) + side * (centre_xy - backwards @ centre_xy) - (rx1, ry1)
+  offset = scale * origin + matrix @ (0.5, 0.5) - 0.5
+  return cv2.warpAffine(
+    stored.image,
+    np.column_stack([matrix, offset]),
+    (output_size, output_size),
+    flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+    borderMode=cv2.BORDER_CONSTANT,
+  )
 
 
 def _padded(part: np.ndarray, left: int, top: int, side: int) -> np.ndarray:

@@ -65,7 +65,32 @@ def test_tiny_kinds_build(arg):
   assert (config.model.pretrained == "ostrack_tiny") == (arg in ("", "no_ce"))
 
 
-@pytest.mark.parametrize("name", [*OFFICIAL, "tiny"])
+@pytest.mark.parametrize("arg", ["", "no_ce", "long", "long_no_ce"])
+def test_little_video_kinds_keep_the_schedule_in_shares_of_the_pairs(arg):
+  config = _config("ostrack_s_256", arg)
+  assert bool(build_model(config).elimination_layers) == ("no_ce" not in arg)
+  train = config.train
+  start, end = train.elimination_start, train.elimination_start + train.elimination_warmup
+  assert [start / train.epochs, end / train.epochs] == pytest.approx([0.1, 0.35], abs=0.01)
+  assert config.optim.drop_epoch / train.epochs == pytest.approx(0.8)
+  # 2.5 times the 322,000 pairs of the official code in the same time, or more.
+  assert train.epochs * train.pairs_per_epoch >= 805_000
+  assert config.data.validation not in config.data.train
+  for held_out in ("car-shadow", "libby", "book"):
+    assert held_out in config.data.validation
+  assert {"davis[!car-shadow,libby]", "vot[!book]"} < set(config.data.train)
+  assert sum(config.data.weights) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_configurations_vary_nothing_more(name):
+  augmentation = _config(name).augmentation
+  for key in ("rotation_degrees", "aspect_jitter", "colour_jitter", "blur_probability"):
+    assert augmentation[key] == 0
+  assert augmentation.distractor_probability == _config(name).sampling.min_image_side == 0
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, "ostrack_s_256", "tiny"])
 def test_every_group_is_what_its_settings_take(name):
   config = _config(name)
   build_model(config)
@@ -74,7 +99,7 @@ def test_every_group_is_what_its_settings_take(name):
   LoopSettings(**config.train)
 
 
-@pytest.mark.parametrize("name", [*OFFICIAL, "tiny"])
+@pytest.mark.parametrize("name", [*OFFICIAL, "ostrack_s_256", "tiny"])
 def test_unknown_argument_is_refused_in_words(name):
   with pytest.raises(ValueError, match="config argument 'fast' is unknown"):
     _config(name, "fast")

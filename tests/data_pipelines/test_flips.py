@@ -53,10 +53,11 @@ def test_without_a_joint_flip_the_box_is_cut_around_as_it_is():
   ],
 )
 def test_label_hand_values(half_pixel, joint, own, centre_x):
+  in_crop = crop.box_in_crop(
+    np.array([36, 20, 10, 8]), np.array([30, 20, 10, 8]), 2.0, 64, half_pixel
+  )
   found = augmentation.label(
-    np.array([36, 20, 10, 8]),
-    np.array([30, 20, 10, 8]),
-    2.0,
+    in_crop,
     64,
     is_joint_flip=joint,
     is_own_flip=own,

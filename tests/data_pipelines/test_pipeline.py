@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import pipeline, sources
+from data_pipelines import augmentation as augmentation_lib
+from data_pipelines import pair_transform, pipeline, sources
 from data_pipelines.sources import FrameSource
 from ostrack_jax import boxes
 
@@ -87,6 +88,52 @@ def test_the_seed_decides(source, take):
 
 def test_threads_do_not_change_the_data(source, take):
   assert_equal(take(source, 5), take(source, 5, num_threads=3))
+
+
+VARIED = {
+  "rotation_degrees": 20.0,
+  "aspect_jitter": 0.2,
+  "colour_jitter": 0.3,
+  "blur_probability": 0.5,
+  "distractor_probability": 0.5,
+}
+
+
+@pytest.fixture
+def varied(settings):
+  """The settings with all variations that the official code does not know."""
+  augmentation = dataclasses.replace(settings.augmentation, **VARIED)
+  return dataclasses.replace(settings, augmentation=augmentation)
+
+
+def test_variations_are_repeatable_and_leave_validation_alone(
+  source, take, validate, settings, varied
+):
+  assert_equal(take(source, 3, varied), take(source, 3, varied, num_threads=2))
+  assert_equal(list(validate(source, varied)), list(validate(source, settings)))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_distractors_come_from_other_sequences(source, take, settings, probability, monkeypatch):
+  augmentation = dataclasses.replace(settings.augmentation, distractor_probability=probability)
+  boxes = source.index.boxes_xywh
+  pasted = []
+
+  def make_pair(rng, template, template_box_xywh, *rest):
+    distractor = rest[-1]
+    if distractor is not None:
+      sequences = [
+        np.searchsorted(source.index.starts, np.flatnonzero((boxes == box).all(axis=1)), "right")
+        for box in (template_box_xywh, distractor.box_xywh)
+      ]
+      assert not np.intersect1d(*sequences).size
+    pasted.append(distractor is not None)
+    return augmentation_lib.make_pair(rng, template, template_box_xywh, *rest)
+
+  monkeypatch.setattr(pair_transform, "make_pair", make_pair)
+  take(source, 20, dataclasses.replace(settings, augmentation=augmentation))
+  # One draw in four meets the pair's own sequence.
+  assert np.mean(pasted) == pytest.approx(0.75 * probability, abs=0.12)
 
 
 def test_the_data_path_uses_one_opencv_thread(source, take):

@@ -132,6 +132,15 @@ def test_still_images_without_a_usable_box_are_left_out(make_source, tmp_path):
   np.testing.assert_array_equal(eligible, [0, 4])
 
 
+def test_small_targets_of_still_images_can_be_left_out(make_source, tmp_path):
+  boxes = [[1, 1, 5, 20], [1, 1, 20, 5.1], [1, 1, 3, 3], [np.nan, 1, 50, 50], [1, 1, 9, 40]]
+  source = make_source(tmp_path / "a", [1] * 5, is_video=False, boxes_xywh=boxes)
+  settings = sampling.SamplingSettings(min_image_side=10.0)
+  np.testing.assert_array_equal(sampling.eligible_sequences(source, settings), [0, 1, 4])
+  with pytest.raises(ValueError, match=r"at least min_image_side 90"):
+    sampling.eligible_sequences(source, sampling.SamplingSettings(min_image_side=90.0))
+
+
 def test_still_images_without_any_usable_box_are_named(make_source, tmp_path):
   source = make_source(tmp_path / "flat", [1], is_video=False, boxes_xywh=[[1, 1, 0, 0]])
   with pytest.raises(ValueError, match=r"flat.*positive width and height"):

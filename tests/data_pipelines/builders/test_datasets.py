@@ -152,6 +152,7 @@ def test_sequences_are_chosen_or_left_out_in_brackets(tmp_path, lasot_root):
   assert names("lasot_train[zebra-1]") == [("zebra-1",)]
   assert names("lasot_train[!zebra-1]") == [("airplane-10", "bear-1")]
   assert names("lasot_train[zebra-1, bear-1]") == [("bear-1", "zebra-1")]
+  assert names("lasot_train[zebra-1] + lasot_train[bear-1]") == [("zebra-1",), ("bear-1",)]
   with pytest.raises(
     ValueError, match=r"no sequence zebra-2, but 3 such as airplane-10, bear-1, zebra-1"
   ):

@@ -1,0 +1,66 @@
+"""OSTrack-S-256 on little video: ViT-S from DINOv2, minutes on one GPU. Not a configuration of the paper.
+
+  P="python -m data_pipelines.prepare --data_dir=prepared"
+  $P --dataset=masks --name=davis --raw_dir=DAVIS --context=256;  the same with --full_frames
+  $P --dataset=vot --name=vot --raw_dir=VOT --context=256;        the same with --full_frames
+  $P --dataset=folder --name=tinytlp --raw_dir=TinyTLP --context=256
+  $P --dataset=detection --name=tiny_coco --raw_dir=tiny_coco --splits=train,validation --context=256
+  $P --dataset=detection --name=coco128 --raw_dir=coco128 --context=256
+  python -m training --config=configs/ostrack_s_256.py --workdir=runs/s --config.data.data_dir=prepared \\
+    --config.model.pretrained=dinov2_vits14_fp16.npz
+
+trains on six DAVIS sequences, one of TinyTLP, one of VOT and still images; two DAVIS sequences and one of VOT
+are held out, for validation and for choosing the best checkpoint. docs/results.md says how well it tracks.
+Behind a colon: `long` for three times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+  """Return the configuration; arg is "", "long", "no_ce" or "long_no_ce"."""
+  is_long = arg.startswith("long")
+  config = common.parse(arg.removeprefix("long").removeprefix("_"), common.get_config())
+
+  config.model.variant = "s"
+  config.model.pretrained = "dinov2_vits14_fp16.npz"
+  config.model.dtype = "bfloat16"
+
+  config.data.train = (
+    "davis[!car-shadow,libby]",
+    "tinytlp",
+    "vot[!book]",
+    "tiny_coco",
+    "tiny_coco:validation",
+    "coco128",
+  )
+  # As many pairs from a target in a still image as from another; half of all from video.
+  config.data.weights = (0.30, 0.10, 0.10, 0.13, 0.11, 0.26)
+  config.data.validation = "davis[car-shadow,libby] + vot[book]"
+  config.data.validation_pairs = 1024
+  config.sampling.min_image_side = 20.0
+
+  config.augmentation.half_pixel_labels = False
+  config.augmentation.rotation_degrees = 25.0
+  config.augmentation.aspect_jitter = 0.2
+  config.augmentation.colour_jitter = 0.3
+  config.augmentation.blur_probability = 0.3
+  config.augmentation.distractor_probability = 0.3
+
+  # Epochs of 100 steps: the schedule in units of a hundredth of the pairs.
+  epochs = 240 if is_long else 80
+  config.train.pairs_per_epoch = 12_800
+  config.train.epochs = epochs
+  config.train.elimination_start = round(0.10 * epochs)
+  config.train.elimination_warmup = round(0.25 * epochs)
+  config.train.elimination_buckets = 1
+  config.train.ema_decay = 0.999
+  config.train.validate_every_epochs = epochs // 16
+  config.train.save_every_epochs = epochs // 16
+  config.train.track_validation_sequences = 3
+  config.train.log_every_steps = 50
+  config.optim.drop_epoch = round(0.8 * epochs)
+  config.optim.warmup_steps = 100
+  # What DINOv2 has seen is worth more than what so little video teaches.
+  config.optim.backbone_multiplier = 0.03
+  return config
