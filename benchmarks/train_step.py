@@ -1,19 +1,25 @@
-"""Measure the training step: pairs a second with the batch already on the devices.
+"""Measure the training step: pairs a second with the batch already on the devices, and fed by real data.
 
   python -m benchmarks.train_step --search_size=256 --batch_size=128
   python -m benchmarks.train_step --keep_ratio=1.0 --profile=runs/trace
+  python -m benchmarks.train_step --prepared=prepared/sequence_folder/mine-context256/2.0.0
 
 Prints medians over runs of several steps queued at once, as training queues them, the share of the
-device's peak, and the floor: the step's arithmetic at that peak.
+device's peak, and the floor: the step's arithmetic at that peak. With --prepared, the same step is then fed
+by the input pipeline with the official augmentation, and their ratio is printed.
 """
 
+import os
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags
 
+from data_pipelines import context, pipeline
+from data_pipelines.sources import FrameSource
 from ostrack_jax import command_line, sharding
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import cost
@@ -34,6 +40,9 @@ flags.DEFINE_list(
 flags.DEFINE_integer("devices", 0, "How many to use, 0 for all.", flag_values=FLAGS)
 flags.DEFINE_integer("steps", 20, "Steps a run.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("runs", 7, "Runs.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_list("prepared", [], "Prepared directories to feed the step from.", flag_values=FLAGS)
+flags.DEFINE_integer("num_workers", -1, "Of the pipeline; -1 for one a core.", flag_values=FLAGS)
+flags.DEFINE_integer("pairs", 30_000, "Pairs of the fed run.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("profile", "", "Folder for a profiler trace of three steps.", flag_values=FLAGS)
 
 
@@ -47,6 +56,30 @@ def synthetic_batch(size: int, template_size: int, search_size: int) -> dict[str
     batch[f"{name}_brightness"] = rng.uniform(0.8, 1.2, size).astype(np.float32)
     batch[f"{name}_box_xywh"] = rng.uniform(0.2, 0.5, (size, 4)).astype(np.float32)
   return batch
+
+
+def measure_fed(step: Callable, state, batches: pipeline.TrainIterator, mesh, steps: int):
+  """Return seconds a step of so many, the next batch fetched while a step runs, as training does."""
+
+  def fetch():
+    batch = dict(next(batches))
+    del batch["records"]
+    return sharding.put_batch(mesh, batch)
+
+  warm_up = 40
+  batch, began, metrics = fetch(), 0.0, []
+  for number in range(warm_up + steps):
+    if number == warm_up:
+      jax.block_until_ready(state)
+      began = time.perf_counter()
+    state, scalars = step(state, batch)
+    metrics.append(scalars)
+    batch = fetch()
+    if number >= 2:
+      # No more than two steps wait, so that the queue hides no slow batch.
+      jax.block_until_ready(metrics[-3])
+  jax.block_until_ready(state)
+  return (time.perf_counter() - began) / steps
 
 
 def main(argv: list[str]) -> None:
@@ -109,6 +142,31 @@ def main(argv: list[str]) -> None:
       f"floor, all arithmetic at {peak / 1e12:.0f} TFLOP/s a device: {floor:.0f} pairs/s; "
       f"reached {FLAGS.batch_size / median / floor:.0%} of it"
     )
+  if FLAGS.prepared:
+    settings = pipeline.PipelineSettings(augmentation=context.PRESETS[search_size].augmentation())
+    workers = len(os.sched_getaffinity(0)) if FLAGS.num_workers < 0 else FLAGS.num_workers
+    batches = pipeline.train_pipeline(
+      [(FrameSource(directory), 1.0) for directory in FLAGS.prepared],
+      settings,
+      batch_size=FLAGS.batch_size,
+      seed=0,
+      num_workers=workers,
+    )
+    try:
+      fed = measure_fed(
+        lambda state, batch: compiled(state, batch, counts),
+        state,
+        batches,
+        mesh,
+        -(-FLAGS.pairs // FLAGS.batch_size),
+      )
+    finally:
+      batches.close()
+    print(
+      f"fed by {workers} workers: {1e3 * fed:.2f} ms a step, {FLAGS.batch_size / fed:.0f} pairs/s, "
+      f"{median / fed:.0%} of the above"
+    )
+    return
   if FLAGS.profile:
     with jax.profiler.trace(FLAGS.profile):
       run(3, state)

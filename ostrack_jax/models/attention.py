@@ -10,7 +10,7 @@ _SMALLEST_FUSED_BATCH = 8
 
 
 @functools.cache
-def _has_kernel() -> bool:
+def has_kernel() -> bool:
   """Return whether the default device is one of NVIDIA's from Ampere on; other GPUs have no such kernel."""
   device = jax.devices()[0]
   if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
@@ -21,7 +21,7 @@ def _has_kernel() -> bool:
 def is_fused(batch: int, dtype, head_size: int) -> bool:
   """Return whether attention runs as one cuDNN kernel: on CUDA, in half precision, in batches."""
   return (
-    _has_kernel()
+    has_kernel()
     and dtype in (jnp.bfloat16, jnp.float16)
     and batch >= _SMALLEST_FUSED_BATCH
     and head_size % 8 == 0

@@ -4,7 +4,6 @@ Follows OSTrack, Ye et al. 2022, Sec. 3.1, and the released weights: no class to
 embedding, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm before eliminated cells are restored.
 """
 
-import functools
 import math
 
 import flax.linen as nn
@@ -15,7 +14,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from ostrack_jax.models import attention as attention_lib
 from ostrack_jax.models import candidates as candidates_lib
+from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
+from ostrack_jax.models.fused_norm import Branch, ResidualNorm
 
 VARIANTS = {
   "ti": dict(width=192, depth=12, num_heads=3),
@@ -25,7 +26,6 @@ VARIANTS = {
 }
 
 _linear_init = nn.initializers.truncated_normal(stddev=0.02)
-_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
 
 
 def _constrain(tokens):
@@ -93,6 +93,25 @@ class PatchEmbed(nn.Module):
     return PatchProjection(self.width, self.dtype, name="proj")(images)
 
 
+class BranchEnd(nn.Module):
+  """The last linear layer of a branch, whose bias is left to whoever adds the branch."""
+
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, scale) -> Branch:
+    """Map x, times scale already, and scale the bias: [b, 1, 1] float32, or None for 1."""
+    kernel = self.param("kernel", _linear_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))[None, None, :]
+    shift = bias if scale is None else bias * scale
+    return Branch(x.astype(self.dtype) @ kernel.astype(self.dtype), shift)
+
+
+def _scaled(x, scale):
+  return x if scale is None else (x.astype(jnp.float32) * scale).astype(x.dtype)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention that can also return the rows of a few queries."""
 
@@ -101,29 +120,31 @@ class Attention(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_linear_init)
-    self.qkv = dense(3 * self.width)
-    self.proj = dense(self.width)
+    self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=_linear_init)
+    self.proj = BranchEnd(self.width, self.dtype)
 
-  def __call__(self, tokens, rows=None, key_valid=None):
+  def __call__(self, tokens, rows=None, key_valid=None, scale=None):
     """Attend.
 
     Args:
       tokens: [b, n, width].
       rows: indices of the queries whose attention is wanted, or None.
       key_valid: [b, n] bool; tokens that nobody may attend to are false. None for all valid.
+      scale: [b, 1, 1] float32 that multiplies each sample's result, or None.
 
     Returns:
-      ([b, n, width], [b, h, len(rows), n] float32 or None).
+      (Branch [b, n, width], [b, h, len(rows), n] float32 or None).
     """
     batch, count, _ = tokens.shape
     packed = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.width // self.num_heads)
     queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
+    # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
+    values = _scaled(values, None if scale is None else scale[..., None])
     mixed = attention_lib.attend(queries, keys, values, key_valid)
     chosen = None
     if rows is not None:
       chosen = candidates_lib.template_attention(queries[:, jnp.asarray(rows)], keys, key_valid)
-    return self.proj(mixed.reshape(batch, count, self.width)), chosen
+    return self.proj(mixed.reshape(batch, count, self.width), scale), chosen
 
 
 @jax.custom_vjp
@@ -155,26 +176,6 @@ def _gelu_backward(x, gradient):
 exact_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-class ScaledDense(nn.Module):
-  """A linear layer whose result is scaled sample by sample, at the cost of scaling nothing.
-
-  The factor goes into the input, where it is computed along with the activation before it.
-  """
-
-  features: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x, scale):
-    kernel = self.param("kernel", _linear_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)[None, None, :]
-    if scale is None:
-      return x @ kernel + bias
-    scaled = (x.astype(jnp.float32) * scale).astype(self.dtype)
-    return scaled @ kernel + (bias * scale).astype(self.dtype)
-
-
 class Mlp(nn.Module):
   """Two linear layers with an exact GELU between."""
 
@@ -182,38 +183,40 @@ class Mlp(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_linear_init)
-    self.fc1 = dense(4 * self.width)
-    self.fc2 = ScaledDense(self.width, self.dtype)
+    self.fc1 = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=_linear_init)
+    self.fc2 = BranchEnd(self.width, self.dtype)
 
-  def __call__(self, tokens, scale=None):
+  def __call__(self, tokens, scale=None) -> Branch:
     """Map [b, n, width] to the same; scale [b, 1, 1] float32 multiplies each sample's result."""
-    return self.fc2(exact_gelu(self.fc1(tokens)), scale)
+    # Scaled here, along with the activation, it costs no pass of its own.
+    return self.fc2(_scaled(exact_gelu(self.fc1(tokens)), scale), scale)
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block in two halves, so that candidates can leave in between."""
+  """Pre-norm transformer block in two halves, so that candidates can leave in between.
+
+  Each half adds the branch before it and leaves its own to be added, by the norm of the next half.
+  """
 
   width: int
   num_heads: int
   dtype: jnp.dtype
 
   def setup(self):
-    self.norm1 = _layer_norm()
+    self.norm1 = ResidualNorm(self.dtype)
     self.attn = Attention(self.width, self.num_heads, self.dtype)
-    self.norm2 = _layer_norm()
+    self.norm2 = ResidualNorm(self.dtype)
     self.mlp = Mlp(self.width, self.dtype)
 
-  def attend(self, tokens, *, rows, key_valid, scale=None):
-    """Return tokens after attention, and the attention rows asked for; scale as Mlp's."""
-    mixed, chosen = self.attn(self.norm1(tokens).astype(self.dtype), rows, key_valid)
-    if scale is not None:
-      mixed = (mixed.astype(jnp.float32) * scale).astype(self.dtype)
-    return tokens + mixed, chosen
+  def attend(self, tokens, branch, *, rows, key_valid, scale=None):
+    """Return tokens, the attention branch, and the attention rows asked for; scale as Mlp's."""
+    tokens, normed = self.norm1(tokens, branch)
+    return tokens, *self.attn(normed, rows, key_valid, scale)
 
-  def feed_forward(self, tokens, *, scale=None):
-    """Return tokens after the MLP; scale as Mlp's."""
-    return tokens + self.mlp(self.norm2(tokens).astype(self.dtype), scale)
+  def feed_forward(self, tokens, branch, *, scale=None):
+    """Return tokens and the MLP's branch; scale as Mlp's."""
+    tokens, normed = self.norm2(tokens, branch)
+    return tokens, self.mlp(normed, scale)
 
 
 # Both halves are computed anew in the backward pass where memory counts more than time.
@@ -246,7 +249,7 @@ class Backbone(nn.Module):
     )
     block = nn.remat(Block, methods=_HALVES) if self.rematerialise else Block
     self.blocks = [block(self.width, self.num_heads, self.dtype) for _ in range(self.depth)]
-    self.norm = _layer_norm()
+    self.norm = ResidualNorm(self.dtype)
 
   def _survival(self, batch: int):
     """Draw drop path: per block, for attention and MLP, [b, 1, 1] float32: 0 for samples that lose the
@@ -273,6 +276,7 @@ class Backbone(nn.Module):
     tokens = jnp.concatenate([z, x], axis=1)
     index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
     alive = Candidates(index=index, valid=None)
+    branch = None
     removed, attention = [], []
     survival = self._survival(tokens.shape[0]) if train and self.drop_path_rate else None
     for layer, block in enumerate(self.blocks):
@@ -285,9 +289,11 @@ class Backbone(nn.Module):
       key_valid = None
       if alive.valid is not None:
         key_valid = jnp.concatenate([jnp.ones((tokens.shape[0], num_z), bool), alive.valid], axis=1)
-      tokens, looks = block.attend(
-        tokens, rows=rows if wanted else None, key_valid=key_valid, scale=scales[0]
+      tokens, branch, looks = block.attend(
+        tokens, branch, rows=rows if wanted else None, key_valid=key_valid, scale=scales[0]
       )
+      if eliminates or self.rematerialise:
+        tokens, branch = fused_norm.add(tokens, branch), None
       if layer in attention_layers:
         attention.append(_rows_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
@@ -303,9 +309,11 @@ class Backbone(nn.Module):
         self.sow("intermediates", f"kept_{stage}", alive.index)
       elif stage is not None:
         removed.append(jnp.zeros((tokens.shape[0], 0), jnp.int32))
-      tokens = block.feed_forward(tokens, scale=scales[1])
+      tokens, branch = block.feed_forward(tokens, branch, scale=scales[1])
+      if self.rematerialise:
+        tokens, branch = fused_norm.add(tokens, branch), None
 
-    tokens = self.norm(tokens)
+    _, tokens = self.norm(tokens, branch)
     x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
     return jnp.concatenate([tokens[:, :num_z], x], axis=1), tuple(removed), tuple(attention)
 

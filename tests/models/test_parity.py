@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ostrack_jax.loading import load
+from ostrack_jax.models.fused_norm import add
 from ostrack_jax.models.ostrack import OSTrack, normalise_images
 from ostrack_jax.weights import names
 
@@ -31,7 +32,8 @@ def _apply(model, variables, template, search, **kwargs):
   blocks = captured["intermediates"]["backbone"]
   depth = model.dimensions()["depth"]
   kept = [np.asarray(blocks[f"kept_{i}"][0]) for i in range(len(model.keep_ratios))]
-  return output, [np.asarray(blocks[f"blocks_{i}"]["feed_forward"][0]) for i in range(depth)], kept
+  results = [add(*blocks[f"blocks_{i}"]["feed_forward"][0]) for i in range(depth)]
+  return output, [np.asarray(tokens) for tokens in results], kept
 
 
 def _hash(count, salt):

@@ -40,16 +40,16 @@ def test_the_patch_projection_is_a_convolution():
   )
 
 
-def test_a_scaled_layer_scales_each_sample():
+def test_a_scaled_mlp_scales_each_sample():
   x = jax.random.normal(jax.random.key(0), (3, 5, 4))
-  layer = vit.ScaledDense(6, jnp.dtype("float32"))
-  variables = {
-    "params": {"kernel": jax.random.normal(jax.random.key(1), (4, 6)), "bias": jnp.arange(6.0)}
-  }
+  layer = vit.Mlp(4, jnp.dtype("float32"))
+  variables = layer.init(jax.random.key(1), x)
+  variables["params"]["fc2"]["bias"] = jnp.arange(4.0)
   scale = jnp.array([0.0, 1.0, 1.25])[:, None, None]
-  plain = nn.Dense(6).apply(variables, x)
-  np.testing.assert_allclose(layer.apply(variables, x, None), plain, rtol=1e-5)
-  np.testing.assert_allclose(layer.apply(variables, x, scale), plain * scale, rtol=1e-5, atol=1e-6)
+  plain, scaled = layer.apply(variables, x), layer.apply(variables, x, scale)
+  np.testing.assert_allclose(
+    scaled.product + scaled.shift, (plain.product + plain.shift) * scale, rtol=1e-5, atol=1e-6
+  )
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="fused attention needs CUDA")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from ostrack_jax.models import vit
+from ostrack_jax.models import fused_norm, vit
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.weights import dinov2, names, pretrained
 from ostrack_jax.weights.pretrained import read_weights
@@ -167,8 +167,8 @@ def _folded_features(state, tokens, num_heads):
   @jax.jit
   def run(params, x):
     apply = functools.partial(block.apply, {"params": params})
-    x, _ = apply(x, rows=None, key_valid=None, method="attend")
-    return apply(x, method="feed_forward")
+    x, branch, _ = apply(x, None, rows=None, key_valid=None, method="attend")
+    return fused_norm.add(*apply(x, branch, method="feed_forward"))
 
   tokens = np.asarray(tokens, np.float32)
   for i in range(depth):

@@ -160,8 +160,9 @@ def test_augreg_attention_computes_the_same_in_our_network(block, tmp_path):
     for name in ("qkv", "proj")
   }
   attention = vit.Attention(_WIDTH, _HEADS, jnp.dtype("float32"))
-  found, _ = attention.apply({"params": params}, tokens[None])
-  np.testing.assert_allclose(found[0], _flax_attention(arrays, block, tokens), atol=2e-5)
+  branch, _ = attention.apply({"params": params}, tokens[None])
+  found = (branch.product + branch.shift)[0]
+  np.testing.assert_allclose(found, _flax_attention(arrays, block, tokens), atol=2e-5)
 
 
 def test_augreg_patches_and_mlp_compute_the_same_in_pytorchs_layout(tmp_path):
