@@ -132,6 +132,8 @@ def get_config() -> ml_collections.ConfigDict:
   # So many sequences of data.validation_tracking are tracked at each validation, 0 for none; the best
   # checkpoint is then the one of the highest AO, else of the highest IoU.
   config.train.track_validation_sequences = 0
+  # From so many frames of each, evenly spaced, to its end.
+  config.train.track_validation_starts = 1
   config.train.save_every_epochs = 10
   config.train.keep_checkpoints = 2
   # Decay of the average of the weights that is validated, reported and loaded; 0 for no average (official).

@@ -21,6 +21,10 @@ class LazyFrames:
   def __getitem__(self, frame: int) -> np.ndarray:
     return self._source.frame(self._positions[frame])
 
+  def from_frame(self, first: int) -> "LazyFrames":
+    """Return the frames from one of them to the end."""
+    return LazyFrames(self._source, self._positions[first:])
+
   def __iter__(self) -> Iterator[np.ndarray]:
     return (self._source.frame(position) for position in self._positions)
 
@@ -33,6 +37,23 @@ class FrameSequence:
   frames: LazyFrames
   boxes_xywh: np.ndarray
   visible: np.ndarray
+
+  def parts(self, starts: int) -> "list[FrameSequence]":
+    """Return the rest of the sequence behind each of so many evenly spaced frames, itself the first.
+
+    Each begins with the next frame in which the target is visible; what has no further frame is left out.
+    """
+    found = []
+    for first in sorted({len(self.visible) * i // starts for i in range(starts)}):
+      (later,) = self.visible[first:].nonzero()
+      if len(later) and first + later[0] + 1 < len(self.visible):
+        found.append(self._from(first + int(later[0])))
+    return found
+
+  def _from(self, first: int) -> "FrameSequence":
+    name = f"{self.name} from frame {first}" if first else self.name
+    frames, boxes_xywh, visible = self.frames, self.boxes_xywh[first:], self.visible[first:]
+    return FrameSequence(name, frames.from_frame(first), boxes_xywh, visible)
 
 
 def iter_sequences(

@@ -93,9 +93,10 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
   sequences, validation_sequences = [], []
   if jax.process_index() == 0:
     sequences = _sequences(config.report.dataset, config.report.sequences, data)
-    validation_sequences = _sequences(
-      config.data.validation_tracking or config.data.validation, tracked, data
-    )
+    whole = _sequences(config.data.validation_tracking or config.data.validation, tracked, data)
+    validation_sequences = [
+      part for sequence in whole for part in sequence.parts(settings.track_validation_starts)
+    ]
 
   mixture = datasets.open_mixture(config.data.train, config.data.weights, data, pairs.augmentation)
   batches = pipeline.train_pipeline(

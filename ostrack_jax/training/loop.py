@@ -43,6 +43,8 @@ class LoopSettings:
     validate_every_epochs, save_every_epochs: the last epoch always does both.
     track_validation_sequences: so many sequences are tracked at each validation, 0 for none; where
       some are, the best checkpoint is the one of the highest AO.
+    track_validation_starts: from so many evenly spaced frames of each of them, to its end: more tracks
+      of few sequences make their AO less a matter of luck.
     keep_checkpoints: how many of the newest checkpoints stay; the best one always does.
     ema_decay: weight of the past in the average of the weights that is validated, saved beside the
       trained ones and loaded from the workdir; 0 for no average. See make_train_step.
@@ -63,6 +65,7 @@ class LoopSettings:
   log_every_steps: int = 50
   validate_every_epochs: int = 20
   track_validation_sequences: int = 0
+  track_validation_starts: int = 1
   save_every_epochs: int = 10
   keep_checkpoints: int = 2
   ema_decay: float = 0.0
@@ -94,6 +97,10 @@ class LoopSettings:
       )
     if self.batch_norm not in ("global", "device"):
       raise ValueError(f"train.batch_norm {self.batch_norm!r} must be 'global' or 'device'")
+    if self.track_validation_starts < 1:
+      raise ValueError(
+        f"train.track_validation_starts {self.track_validation_starts} must be at least 1"
+      )
     if self.track_validation_sequences < 0 or not 0 <= self.ema_decay < 1:
       raise ValueError(
         f"train.track_validation_sequences {self.track_validation_sequences} must be at least 0 and "

@@ -1,5 +1,6 @@
 """Random access to prepared frames, and errors that name the record."""
 
+import dataclasses
 import pickle
 import shutil
 
@@ -52,6 +53,24 @@ def test_whole_sequences_can_be_walked(prepared):
   source = sources.FrameSource(prepared, "test")
   np.testing.assert_array_equal(found[1].frames[4], source.frame(14))
   assert len(list(found[0].frames)) == 10
+
+
+def test_sequences_can_be_walked_from_several_frames(prepared):
+  (sequence,) = list(frame_sequences.iter_sequences(prepared, "test"))[:1]
+  hidden = dataclasses.replace(sequence, visible=np.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 0], bool))
+  parts = hidden.parts(3)
+  # Frames 0, 3 and 6; in the fourth and fifth frame there is nothing to start from.
+  assert [(part.name, len(part.frames)) for part in parts] == [
+    ("test-000000", 10),
+    ("test-000000 from frame 5", 5),
+    ("test-000000 from frame 6", 4),
+  ]
+  np.testing.assert_array_equal(parts[1].frames[1], sequence.frames[6])
+  np.testing.assert_array_equal(list(parts[2].frames)[0], sequence.frames[6])
+  np.testing.assert_array_equal(parts[2].boxes_xywh, sequence.boxes_xywh[6:])
+  assert [part.name for part in sequence.parts(1)] == ["test-000000"]
+  # More starts than frames: every frame but the last, behind which there is nothing.
+  assert len(sequence.parts(50)) == 9
 
 
 def test_an_unprepared_directory_is_refused(tmp_path):
