@@ -26,8 +26,13 @@ from ostrack_jax.evaluation.results import write_text
 PLANNED: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
   "elimination": ("", (), (42, 43, 44)),
   "no elimination": ("no_ce", (), (42,)),
-  "random start": ("", ("--config.model.pretrained=",), (42,)),
-  "three times as long": ("long", (), (42,)),
+  # Weights that know nothing need the full rate.
+  "random start": (
+    "",
+    ("--config.model.pretrained=", "--config.optim.backbone_multiplier=1.0"),
+    (42,),
+  ),
+  "3.5 times as long": ("long", (), (42,)),
 }
 
 FLAGS = command_line.new_flags()

@@ -11,7 +11,7 @@
 
 trains on six DAVIS sequences, one of TinyTLP, one of VOT and still images; two DAVIS sequences and one of VOT
 are held out, for validation and for choosing the best checkpoint. docs/results.md says how well it tracks.
-Behind a colon: `long` for three times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
+Behind a colon: `long` for three and a half times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
 """
 
 from configs import common
@@ -47,20 +47,19 @@ def get_config(arg: str = ""):
   config.augmentation.blur_probability = 0.3
   config.augmentation.distractor_probability = 0.3
 
-  # Epochs of 100 steps: the schedule in units of a hundredth of the pairs.
-  epochs = 240 if is_long else 80
-  config.train.pairs_per_epoch = 12_800
-  config.train.epochs = epochs
-  config.train.elimination_start = round(0.10 * epochs)
-  config.train.elimination_warmup = round(0.25 * epochs)
+  # An epoch is a hundredth of the run: 844,800 pairs, or 2,956,800.
+  config.train.epochs = 100
+  config.train.pairs_per_epoch = 128 * (231 if is_long else 66)
+  config.train.elimination_start = 10
+  config.train.elimination_warmup = 25
   config.train.elimination_buckets = 1
   config.train.ema_decay = 0.999
-  config.train.validate_every_epochs = epochs // 10
-  config.train.save_every_epochs = epochs // 10
+  config.train.validate_every_epochs = 20
+  config.train.save_every_epochs = 20
   config.train.track_validation_sequences = 3
   config.train.track_validation_starts = 4
   config.train.log_every_steps = 50
-  config.optim.drop_epoch = round(0.8 * epochs)
+  config.optim.drop_epoch = 80
   config.optim.warmup_steps = 100
   # What DINOv2 has seen is worth more than what so little video teaches.
   config.optim.backbone_multiplier = 0.03
