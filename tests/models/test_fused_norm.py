@@ -61,7 +61,8 @@ def test_kernels_equal_flax_and_its_gradients(dtype, width, count, has_branch, m
   ours = functools.partial(fused_norm.residual_norm, interpret=True)
   got = _value_and_gradients(ours, arrays, weights, dtype)
   want = _value_and_gradients(_plain, arrays, weights, dtype)
-  _close(got, want, 3e-6 if dtype == jnp.float32 else 2**-7)
+  # GPUs may skip roundings to bfloat16 in between.
+  _close(got, want, 3e-6 if dtype == jnp.float32 else 2**-6)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="compiled kernels need CUDA")

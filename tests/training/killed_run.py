@@ -26,6 +26,7 @@ from small_run import MODEL, QUICK, Batches, train
 from ostrack_jax.training import checkpoint
 from ostrack_jax.training.state import init_variables
 
+_MOST_AHEAD = 6
 # A checkpoint a step.
 OFTEN = dict(pairs_per_epoch=4, validate_every_epochs=4, ema_decay=0.9, keep_checkpoints=2)
 
@@ -68,12 +69,13 @@ def _is_saving(workdir: pathlib.Path) -> bool:
 def _kill(child: int, workdir: pathlib.Path, number: int, rng: random.Random) -> str:
   """Kill at a moment that depends on the number; return what was going on."""
   before = _newest(workdir)
-  # On a fast machine a part ends after two more checkpoints, so that the run outlasts its kills.
+  # Kills spread over the run: a part gives up to six checkpoints, and on a fast machine no more.
+  ahead = rng.randint(1, _MOST_AHEAD)
   if number % 3 == 2:
-    _wait_for(lambda: _newest(workdir) > before + 1, child, rng.uniform(0, 6.0))
+    _wait_for(lambda: _newest(workdir) >= before + ahead, child, rng.uniform(0, 6.0))
   else:
-    _wait_for(lambda: _newest(workdir) > before, child)
-    _wait_for(lambda: _newest(workdir) > before + 1, child, rng.uniform(0, 1.0))
+    _wait_for(lambda: _newest(workdir) >= before + ahead, child)
+    _wait_for(lambda: _newest(workdir) > before + ahead, child, rng.uniform(0, 1.0))
   if number % 3 == 0:
     _wait_for(lambda: _is_saving(workdir), child)
     time.sleep(rng.uniform(0, 0.1))
@@ -108,7 +110,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
   rng = random.Random(arguments.seed)
-  epochs = 4 + 4 * arguments.kills
+  epochs = 4 + _MOST_AHEAD * arguments.kills
   shutil.rmtree(arguments.folder, ignore_errors=True)
   arguments.folder.mkdir(parents=True)
   undisturbed, disturbed = arguments.folder / "undisturbed", arguments.folder / "disturbed"
