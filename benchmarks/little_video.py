@@ -47,6 +47,9 @@ flags.DEFINE_string(
   "gathered", "docs/results/little_video.json", "Results of all runs.", flag_values=FLAGS
 )
 flags.DEFINE_string("pictures", "", "Folder for the curves.", flag_values=FLAGS)
+flags.DEFINE_bool(
+  "evaluate_only", False, "The run is trained already, elsewhere perhaps.", flag_values=FLAGS
+)
 flags.DEFINE_list("change", [], "Further flags for training, as tests need.", flag_values=FLAGS)
 
 
@@ -175,7 +178,7 @@ def main(argv: list[str]) -> int:
   if FLAGS.run:
     name = run_name(FLAGS.run, FLAGS.seed)
     workdir = pathlib.Path(FLAGS.runs) / name
-    for command in commands(FLAGS.run, FLAGS.seed, workdir):
+    for command in commands(FLAGS.run, FLAGS.seed, workdir)[FLAGS.evaluate_only :]:
       print("+ " + " ".join(command[2:]), flush=True)
       code = subprocess.run(command, check=False).returncode
       if code:
