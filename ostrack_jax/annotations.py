@@ -1,4 +1,4 @@
-"""Read the box annotation files that tracking benchmarks use (numpy only)."""
+"""Read the box annotations that tracking benchmarks use: text files, and masks (numpy only)."""
 
 import dataclasses
 import os
@@ -84,3 +84,27 @@ def read_boxes(path: str | os.PathLike[str]) -> AnnotatedBoxes:
       raise ValueError(f"{path} has {columns} columns; expected one of {expected}")
   absent = np.isnan(boxes_xywh.sum(axis=1)) | (boxes_xywh[:, 2:].min(axis=1) <= 0)
   return AnnotatedBoxes(boxes_xywh=boxes_xywh, absent=absent)
+
+
+def mask_extents(image: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
+  """Return the box of every object in a mask, as colour to x, y, w, h in pixels.
+
+  Args:
+    image: [h, w, 3] RGB uint8. Every colour but black is an object.
+
+  A box reaches from the first to past the last pixel. A colour is blue * 65536 + green * 256 + red:
+  DAVIS's palette rises by it with the number of the object, for the 7 that it can tell by full
+  colours, and so do numbers written as grey.
+  """
+  colours = image.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+  flat = colours.ravel()
+  # Each colour begins somewhere, and there are far fewer beginnings than pixels to sort.
+  begins = np.flatnonzero(np.diff(flat, prepend=flat[:1] - 1))
+  extents = {}
+  for colour in np.unique(flat[begins]):
+    if colour:
+      where = colours == colour
+      rows, columns = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
+      x, y = int(columns[0]), int(rows[0])
+      extents[int(colour)] = (x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y)
+  return extents

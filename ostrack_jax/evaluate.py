@@ -3,22 +3,45 @@
   python -m ostrack_jax.evaluate --checkpoint=PATH --dataset=otb --root=DIR --output=DIR
   python -m ostrack_jax.evaluate --results=DIR --annotations=DIR
 
-The output folder gets results/ (one text file of boxes a sequence, and its seconds), summary.json,
-per_sequence.csv, success.png and precision.png. The table on the screen says which rule made its
-numbers; evaluation/metrics.py says what each rule does.
+Tracks many sequences at once; --one_by_one tracks frame after frame and times each. A run that was
+killed goes on when the same command is given again, and ends with the same results, byte for byte.
+
+The output folder gets results/ (boxes, one text file a sequence), scores/ (one number a frame),
+summary.json, per_sequence.csv, report.html, success.png and precision.png; run.json says what they depend
+on, and all times stand in timing.json. The table on the screen says which rule made its numbers;
+evaluation/metrics.py says what each rule does. Where a benchmark holds its annotations back nothing is
+scored, and python -m ostrack_jax.pack packs the results for its server.
 """
 
-import functools
+import json
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import annotations as annotation_files
 from ostrack_jax import command_line
-from ostrack_jax.evaluation import benchmarks, metrics, one_pass, plots, report, results
+from ostrack_jax.evaluation import (
+  benchmarks,
+  html_report,
+  metrics,
+  one_pass,
+  report,
+  results,
+  run_folder,
+  scoring,
+)
+
+if TYPE_CHECKING:
+  # Starts jax, which scoring files does without.
+  from ostrack_jax.evaluation import tracking_runs
+
+_FORCED_NOTE = (
+  "every frame was searched around the annotated box before it; no published score is so"
+)
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
@@ -47,133 +70,119 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_list("sequences", None, "only these sequences, separated by commas", flag_values=FLAGS)
 flags.DEFINE_integer("limit", None, "at most so many sequences", flag_values=FLAGS)
+flags.DEFINE_integer(
+  "batch_size", 0, "sequences in a batch, of which two take turns; 0 for 32 on a GPU and 4 a device elsewhere", lower_bound=0, flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_integer(
+  "threads", 0, "that decode images; 0 for one a core", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "one_by_one", False, "track frame after frame and time the tracker alone", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "teacher_forced", False, "search every frame around the annotated box before it", flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_bool(
+  "integer_boxes", False, "write whole pixels, truncated as in the official code", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "compilation_cache", "~/.cache/ostrack_jax/compilation", "folder that keeps compiled programs; '' for none", flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_bool(
+  "multi_host", False, "share the sequences out over the processes of the cluster that jax finds", flag_values=FLAGS
+)  # fmt: skip
 
 
-def evaluate_tracker(
-  track: one_pass.Track,
+def track_and_record(
+  run: "tracking_runs.Run", folder: run_folder.RunFolder
+) -> tuple[dict[str, str], int]:
+  """Track what is not finished of this process's share, and write it; return failures and frames."""
+  unfinished = [video for video in run.videos if not folder.is_finished(video)]
+  frames = [sum(len(video.frames) for video in videos) for videos in (run.videos, unfinished)]
+  began = time.perf_counter()
+  with tqdm(
+    total=frames[0], initial=frames[0] - frames[1], unit="frame", smoothing=0.05, disable=None
+  ) as bar:
+    tracked = run.track(unfinished, lambda count: bar.update(count)) if unfinished else ()
+    failed = one_pass.record(tracked, folder)
+  seconds = time.perf_counter() - began
+  if unfinished:
+    folder.write_timing({"last_run": run.timing() | {"frames": frames[1], "seconds": seconds}})
+  return failed, frames[1]
+
+
+def score_and_write(
   selection: benchmarks.Selection,
-  output: pathlib.Path,
+  folder: run_folder.RunFolder,
+  failed: dict[str, str],
   *,
   dataset: str,
   label: str,
   rule: str,
-) -> tuple[report.Summary | None, dict[str, str]]:
-  """Track a selection of sequences, score them, and write everything to the output folder.
+  timed: bool,
+  teacher_forced: bool,
+) -> report.Summary | None:
+  """Score the finished sequences that are annotated and write the report; None where there are none.
 
-  Returns the summary (None if every sequence failed) and the failed sequences with the reason.
-  Raises FileExistsError where the output folder holds results of sequences that this run does not
-  cover, since they would be taken for its own.
+  timed: whether frames were timed one by one, so that the table can show frames per second.
   """
-  folder = output / "results"
-  covered = {video.name for video in selection.videos}
-  present = results.names_in(folder) if any(folder.glob("*.txt")) else []
-  foreign = sorted(set(present) - covered)
-  if foreign:
-    raise FileExistsError(
-      f"{folder} holds results of other sequences ({', '.join(foreign[:5])}); "
-      "choose another --output"
+  videos = [v for v in selection.videos if v.is_annotated and folder.is_finished(v)]
+  if not videos:
+    return None
+  recorded = {video.name: results.read_result(folder.results, video.name) for video in videos}
+  summary = scoring.score_run(recorded, videos, rule=rule, declared=selection.declared)
+  attributes = scoring.attribute_summaries(summary, videos)
+  extra = {
+    "dataset": dataset,
+    "tracker": label,
+    "teacher_forced": teacher_forced,
+    "missing": selection.missing,
+    "failed": {name: failed[name] for name in sorted(failed)},
+  }
+  scoring.write_report(summary, folder.output, label, extra, attributes)
+  html_report.write_report(
+    folder.output / "report.html",
+    {label: summary},
+    dataset=dataset,
+    videos={video.name: video for video in videos},
+    predictions={label: {name: one.boxes_xywh for name, one in recorded.items()}},
+    notes={"Teacher-forced": _FORCED_NOTE} if teacher_forced else {},
+  )
+  if timed:
+    # For the screen alone, since no other file than timing.json may differ between two runs.
+    summary = scoring.score_run(
+      recorded, videos, rule=rule, declared=selection.declared, timed=True
     )
-  frames = sum(len(video.frames) for video in selection.videos)
-  with tqdm(total=frames, unit="frame", disable=None) as progress:
-
-    def on_frame(name: str) -> None:
-      progress.set_postfix_str(name, refresh=False)
-      progress.update()
-
-    one_pass.warm_up(track, selection.videos)
-    outcome = one_pass.run(track, selection.videos, folder, on_frame)
-  summary = None
-  if outcome.results:
-    summary = report.score(
-      {name: result.boxes_xywh for name, result in outcome.results.items()},
-      {v.name: v.boxes_xywh for v in selection.videos if v.name in outcome.results},
-      outcome.image_sizes,
-      rule=rule,
-      seconds={
-        name: result.seconds
-        for name, result in outcome.results.items()
-        if result.seconds is not None
-      },
-      declared=selection.declared,
-    )
-    extra = {
-      "dataset": dataset,
-      "tracker": label,
-      "missing": selection.missing,
-      "failed": outcome.failed,
-    }
-    write_report(summary, output, label, extra)
-  return summary, outcome.failed
+  print(report.format_table(summary))
+  if teacher_forced:
+    print(_FORCED_NOTE)
+  if attributes:
+    print(report.format_attributes(attributes))
+  return summary
 
 
-def score_files(
-  results_folder: pathlib.Path,
-  annotations_folder: pathlib.Path,
-  output: pathlib.Path | None = None,
-  *,
-  rule: str = "otb",
-  sequences: Sequence[str] | None = None,
-  limit: int | None = None,
-  allow_missing: bool = False,
-) -> tuple[report.Summary, list[str]]:
-  """Score existing result files against a folder of annotation files of the same names.
-
-  Returns the summary and remarks for the user: each sequence without a partner or of another
-  length. Raises FileNotFoundError for a sequence without a partner unless allow_missing, and
-  ValueError for files that cannot be read as boxes.
-  """
-  annotated = benchmarks.choose(results.names_in(annotations_folder), sequences)
-  predicted = results.names_in(results_folder)
-  remarks = [f"{name}: no result file" for name in annotated if name not in predicted]
-  if sequences is None:
-    remarks += [f"{name}: no annotation file" for name in predicted if name not in annotated]
-  if remarks and not allow_missing:
-    raise FileNotFoundError(
-      f"{len(remarks)} sequences have no partner in {results_folder} and {annotations_folder}; "
-      f"pass --allow_missing to leave them out:" + "".join(f"\n  {line}" for line in remarks)
-    )
-  names = [name for name in annotated if name in predicted][:limit]
-  if not names:
-    raise FileNotFoundError(
-      f"no file name occurs in both {results_folder} and {annotations_folder}"
-    )
-  boxes, truth, seconds = {}, {}, {}
-  for name in names:
-    truth[name] = annotation_files.read_boxes(annotations_folder / f"{name}.txt").boxes_xywh
-    result = results.read_result(results_folder, name)
-    rows, frames = len(result.boxes_xywh), len(truth[name])
-    if rows != frames:
-      effect = "the rest is ignored" if rows > frames else "the missing frames count as failures"
-      remarks.append(f"{name}: {rows} boxes for {frames} annotated frames; {effect}")
-    boxes[name] = metrics.match_length(result.boxes_xywh, frames)
-    if result.seconds is not None:
-      seconds[name] = result.seconds
-  total = len(results.names_in(annotations_folder))
-  summary = report.score(boxes, truth, rule=rule, seconds=seconds, declared=total)
-  if output is not None:
-    write_report(summary, output, results_folder.resolve().name, {"remarks": remarks})
-  return summary, remarks
-
-
-def write_report(summary: report.Summary, output: pathlib.Path, label: str, extra: dict) -> None:
-  """Write summary.json, per_sequence.csv, success.png and precision.png to a folder."""
-  report.write_json(summary, output / "summary.json", extra)
-  report.write_csv(summary, output / "per_sequence.csv")
-  plots.plot_success({label: summary.success_curve}, output / "success.png")
-  plots.plot_precision({label: summary.precision_curve}, output / "precision.png")
-
-
-def open_tracker(checkpoint: str, num_heads: int | None = None) -> one_pass.Track:
-  """Load a checkpoint and return what tracks one sequence with it; raises as `load` does."""
+def open_run(videos: Sequence[benchmarks.Video]) -> "tracking_runs.Run":
+  """Load the checkpoint that the flags name and plan tracking videos with it; raises as `load` does."""
   # Imported late, so that wrong roots are named at once and scoring files never starts jax.
-  from ostrack_jax import Tracker, load
-  from ostrack_jax.tracking import engine
+  from ostrack_jax import load
+  from ostrack_jax.evaluation import tracking_runs
+  from ostrack_jax.training import compilation_cache
 
-  return functools.partial(engine.track_sequence, Tracker(load(checkpoint, num_heads=num_heads)))
+  # A run that goes on must run the very programs that it ran before.
+  compilation_cache.enable(FLAGS.compilation_cache)
+  options = tracking_runs.Options(
+    one_by_one=FLAGS.one_by_one,
+    batch_size=FLAGS.batch_size,
+    threads=FLAGS.threads,
+    teacher_forced=FLAGS.teacher_forced,
+  )
+  return tracking_runs.plan(load(FLAGS.checkpoint, num_heads=FLAGS.num_heads), videos, options)
 
 
 def _track_benchmark() -> int:
+  process, processes = _join_cluster() if FLAGS.multi_host else (0, 1)
   benchmark = benchmarks.BENCHMARKS[FLAGS.dataset]
+  output = pathlib.Path(FLAGS.output)
   selection = benchmarks.select(
     benchmark,
     pathlib.Path(FLAGS.root),
@@ -181,30 +190,88 @@ def _track_benchmark() -> int:
     limit=FLAGS.limit,
     allow_missing=FLAGS.allow_missing,
   )
-  for name, reason in selection.missing.items():
-    print(f"left out {name}: {reason}", file=sys.stderr)
-  summary, failed = evaluate_tracker(
-    open_tracker(FLAGS.checkpoint, FLAGS.num_heads),
+  run = open_run(selection.videos)
+  settings = run.settings | {
+    "dataset": FLAGS.dataset,
+    "integer_boxes": FLAGS.integer_boxes,
+    "sequences": run_folder.sequences_digest(selection.videos),
+  }
+  folder = run_folder.RunFolder(
+    output,
+    settings,
+    result_folder=benchmark.result_folder,
+    integer_boxes=FLAGS.integer_boxes,
+    process=process,
+    processes=processes,
+  )
+  began = time.perf_counter()
+  failed, frames = track_and_record(run, folder)
+  if frames:
+    seconds = time.perf_counter() - began
+    print(f"tracked {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s")
+  if processes > 1:
+    failed = _gather(output, failed, process, processes)
+    if process:
+      return 1 if failed else 0
+  summary = score_and_write(
     selection,
-    pathlib.Path(FLAGS.output),
+    folder,
+    failed,
     dataset=FLAGS.dataset,
     label=pathlib.Path(FLAGS.checkpoint).resolve().stem,
     rule=FLAGS.rule or benchmark.rule,
+    timed=FLAGS.one_by_one,
+    teacher_forced=FLAGS.teacher_forced,
   )
-  if summary is not None:
-    print(report.format_table(summary))
-    print(f"written to {FLAGS.output}")
+  for name, reason in selection.missing.items():
+    print(f"left out {name}: {reason}", file=sys.stderr)
+  if summary is None and not all(video.is_annotated for video in selection.videos):
+    print(
+      f"{FLAGS.dataset} holds its annotations back, so nothing is scored; pack the results for its server: "
+      f"python -m ostrack_jax.pack --dataset={FLAGS.dataset} --results={folder.results} "
+      f"--root={FLAGS.root} --output={FLAGS.dataset}.zip"
+    )
+  print(f"written to {output}")
   if failed:
     lines = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
     print(
-      f"ostrack-evaluate: {len(failed)} of {len(selection.videos)} sequences failed:{lines}",
+      f"ostrack-evaluate: {len(failed)} of {len(selection.videos)} sequences failed:{lines}\n"
+      "the same command tries them again and keeps the others",
       file=sys.stderr,
     )
   return 1 if failed else 0
 
 
+def _join_cluster() -> tuple[int, int]:
+  """Return which process of how many this is."""
+  import jax
+
+  if not jax.distributed.is_initialized():
+    jax.distributed.initialize()
+  return jax.process_index(), jax.process_count()
+
+
+def _gather(
+  output: pathlib.Path, failed: dict[str, str], process: int, processes: int
+) -> dict[str, str]:
+  """Wait for all processes; return the failures of all to the first one, its own to each other."""
+  from jax.experimental import multihost_utils
+
+  paths = [output / f".failed.{number}.json" for number in range(processes)]
+  results.write_text(paths[process], json.dumps(failed))
+  multihost_utils.sync_global_devices("every process has tracked its sequences")
+  if process:
+    return failed
+  gathered = {}
+  for path in paths:
+    gathered |= json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+  run_folder.merge_timing(output, processes)
+  return gathered
+
+
 def _score_files() -> int:
-  summary, remarks = score_files(
+  summary, remarks = scoring.score_files(
     pathlib.Path(FLAGS.results),
     pathlib.Path(FLAGS.annotations),
     pathlib.Path(FLAGS.output) if FLAGS.output else None,

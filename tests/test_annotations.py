@@ -1,7 +1,8 @@
+import cv2
 import numpy as np
 import pytest
 
-from ostrack_jax.annotations import read_boxes, read_rows
+from ostrack_jax.annotations import mask_extents, read_boxes, read_rows
 
 
 @pytest.mark.parametrize("text", ["1,2,3,4\n5,6,7,8\n", "1\t2\t3\t4\r\n5\t6\t7\t8", "1 2  3 4 \n5;6;7;8;\n\n",
@@ -63,3 +64,23 @@ def test_binary_and_missing_files_are_named(tmp_path):
     read_rows(tmp_path / "a.txt")
   with pytest.raises(FileNotFoundError):
     read_rows(tmp_path / "b.txt")
+
+
+def test_mask_extents_are_opencvs_for_every_colour():
+  rng = np.random.default_rng(0)
+  palette = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 128]], np.uint8)
+  labels = rng.choice(4, size=(9, 14), p=[0.9, 0.04, 0.04, 0.02])
+  extents = mask_extents(palette[labels])
+  colours = [128, 128 << 8, (128 << 16) + 64]
+  assert list(extents) == colours
+  for label, colour in enumerate(colours, start=1):
+    assert extents[colour] == cv2.boundingRect((labels == label).astype(np.uint8))
+
+
+def test_mask_extents_reach_every_edge_and_leave_black_out():
+  image = np.zeros((5, 7, 3), np.uint8)
+  assert mask_extents(image) == {}
+  image[0, 0] = image[4, 6] = 255
+  assert list(mask_extents(image).values()) == [(0, 0, 7, 5)]
+  image[:] = 255
+  assert list(mask_extents(image).values()) == [(0, 0, 7, 5)]

@@ -8,13 +8,35 @@ import numpy as np
 import pytest
 
 from ostrack_jax import command_line, evaluate
-from ostrack_jax.evaluation import benchmarks
+from ostrack_jax.evaluation import one_pass
+from ostrack_jax.tracking import frames as frame_files
 
 
-def still(frames, box):
-  """Keep the first box, 0.1 s a frame."""
-  count = sum(1 for _ in frames)
-  return types.SimpleNamespace(boxes_xywh=np.tile(box, (count, 1)), seconds=np.full(count, 0.1))
+class StillRun:
+  """Keeps the first box, 0.1 s a frame; stands for a checkpoint and its device."""
+
+  def __init__(self, videos, **settings):
+    self.videos = videos
+    self.settings = {"checkpoint": "abc", **settings}
+    self.tracked = []
+
+  def track(self, unfinished, progress):
+    self.tracked += [video.name for video in unfinished]
+    return one_pass.one_by_one(self.track_one, unfinished, progress)
+
+  def track_one(self, video, progress):
+    frames = [frame_files.read_image(path) for path in video.frames]
+    for _ in frames:
+      progress()
+    count = len(frames)
+    return types.SimpleNamespace(
+      boxes_xywh=np.tile(video.boxes_xywh[0], (count, 1)),
+      scores=np.array([np.nan, *np.linspace(0.5, 0.6, count - 1)]),
+      seconds=np.full(count, 0.1),
+    )
+
+  def timing(self):
+    return {"seconds_are": "made up"}
 
 
 @pytest.fixture
@@ -31,17 +53,6 @@ def tree(tmp_path):
   return root
 
 
-def select(root, **options):
-  return benchmarks.select(benchmarks.BENCHMARKS["folder"], root, **options)
-
-
-def run(root, output, track=still, **options):
-  selection = select(root, **options)
-  return evaluate.evaluate_tracker(
-    track, selection, output, dataset="folder", label="still", rule="visible"
-  )
-
-
 def command(*arguments):
   """Run the command in a process of its own, in which importing jax is an error."""
   code = "import sys; sys.modules['jax'] = None; from ostrack_jax import evaluate; evaluate.run()"
@@ -50,76 +61,18 @@ def command(*arguments):
   )
 
 
-def test_a_run_writes_results_summary_and_plots(tree, tmp_path):
-  output = tmp_path / "out"
-  summary, failed = run(tree, output)
-  assert failed == {}
-  written = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
-  assert written == [
-    "per_sequence.csv",
-    "precision.png",
-    "results/moves.txt",
-    "results/moves_time.txt",
-    "results/rests.txt",
-    "results/rests_time.txt",
-    "success.png",
-    "summary.json",
-  ]
-  content = json.loads((output / "summary.json").read_text())
-  assert content["sequences"] == "2 of 2"
-  assert content["ao_and_sr"] == "got10k, clipped"
-  assert content["per_sequence"]["rests"]["ao"] == 1.0
-  # 5, 10, 15 pixels off a box of 10: overlaps 1/3, 0, 0.
-  assert content["per_sequence"]["moves"]["ao"] == pytest.approx(1 / 9)
-  assert content["mean"]["ao"] == summary.mean["ao"] == pytest.approx(5 / 9)
-  assert content["mean"]["fps"] == pytest.approx(10)
-
-
-def test_a_failing_sequence_is_told_and_the_rest_scored(tree, tmp_path):
-  (tree / "moves" / "img" / "0003.png").write_bytes(b"broken")
-  summary, failed = run(tree, tmp_path / "out")
-  assert list(summary.sequences) == ["rests"]
-  assert "0003.png is not a readable image" in failed["moves"]
-  content = json.loads((tmp_path / "out" / "summary.json").read_text())
-  assert content["sequences"] == "1 of 2"
-  assert list(content["failed"]) == ["moves"]
-
-
-def test_no_summary_when_everything_fails(tree, tmp_path):
-  def broken(frames, box):
-    raise RuntimeError("no weights")
-
-  summary, failed = run(tree, tmp_path / "out", broken)
-  assert summary is None
-  assert failed == {"moves": "RuntimeError: no weights", "rests": "RuntimeError: no weights"}
-  assert not (tmp_path / "out" / "summary.json").exists()
-
-
-def test_the_first_call_is_not_timed(tree, tmp_path):
-  calls = []
-
-  def compiles_first(frames, box):
-    result = still(frames, box)
-    calls.append(len(result.seconds))
-    result.seconds[:] = 60.0 if len(calls) == 1 else 0.1
-    return result
-
-  summary, _ = run(tree, tmp_path / "out", compiles_first)
-  assert calls == [2, 4, 4]
-  assert summary.pooled["fps"] == pytest.approx(10)
-
-
-def test_results_of_other_sequences_are_not_mixed_in(tree, tmp_path):
-  run(tree, tmp_path / "out")
-  run(tree, tmp_path / "out")
-  with pytest.raises(FileExistsError, match=r"results of other sequences \(rests\)"):
-    run(tree, tmp_path / "out", limit=1)
-
-
 @pytest.fixture
-def fake_checkpoint(monkeypatch):
-  """Stand in for loading and tracking, so that the command itself runs."""
-  monkeypatch.setattr(evaluate, "open_tracker", lambda checkpoint, num_heads: still)
+def runs(monkeypatch):
+  """Stand in for loading and tracking, so that the command itself runs; the runs that it planned."""
+  made = []
+
+  def open_run(videos):
+    settings = {"one_by_one": evaluate.FLAGS.one_by_one, "batch_size": evaluate.FLAGS.batch_size}
+    made.append(StillRun(videos, **settings))
+    return made[-1]
+
+  monkeypatch.setattr(evaluate, "open_run", open_run)
+  return made
 
 
 @pytest.fixture
@@ -127,6 +80,8 @@ def main():
   """Run main with these arguments and return its exit code, flags put back afterwards."""
 
   def call(*arguments):
+    for name in evaluate.FLAGS:
+      evaluate.FLAGS[name].unparse()
     evaluate.FLAGS.unparse_flags()
     argv = ["evaluate", *map(str, arguments)]
     return evaluate.main(
@@ -139,11 +94,47 @@ def main():
   evaluate.FLAGS.unparse_flags()
 
 
-def test_the_command_tracks_prints_and_returns_zero(tree, tmp_path, fake_checkpoint, main, capsys):
-  code = main(
-    "--checkpoint=runs/x", "--dataset=folder", f"--root={tree}", f"--output={tmp_path / 'out'}"
-  )
-  assert code == 0
+@pytest.fixture
+def track(tree, tmp_path, runs, main):
+  """Run the command on the tree, writing to `out`, with these arguments more."""
+
+  def call(*arguments):
+    return main(
+      "--checkpoint=runs/x",
+      "--dataset=folder",
+      f"--root={tree}",
+      f"--output={tmp_path / 'out'}",
+      *arguments,
+    )
+
+  return call
+
+
+def read_json(path):
+  return json.loads(path.read_text())
+
+
+def test_a_run_writes_results_scores_summary_and_plots(track, tmp_path, capsys):
+  output = tmp_path / "out"
+  assert track() == 0
+  written = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+  assert written == [
+    "per_sequence.csv",
+    "precision.png",
+    "report.html",
+    *("results/moves.txt", "results/rests.txt", "run.json"),
+    *("scores/moves.txt", "scores/rests.txt"),
+    *("success.png", "summary.json", "timing.json"),
+  ]
+  content = read_json(output / "summary.json")
+  assert content["sequences"] == "2 of 2"
+  assert content["ao_and_sr"] == "got10k, clipped"
+  assert content["per_sequence"]["rests"]["ao"] == 1.0
+  # 5, 10, 15 pixels off a box of 10: overlaps 1/3, 0, 0.
+  assert content["per_sequence"]["moves"]["ao"] == pytest.approx(1 / 9)
+  assert content["mean"]["ao"] == pytest.approx(5 / 9)
+  assert (output / "scores" / "moves.txt").read_text() == "nan\n0.500000\n0.550000\n0.600000\n"
+  assert (output / "results" / "rests.txt").read_text() == "0.0000,0.0000,10.0000,10.0000\n" * 4
   printed = capsys.readouterr().out
   assert "moves" in printed
   assert (
@@ -151,20 +142,149 @@ def test_the_command_tracks_prints_and_returns_zero(tree, tmp_path, fake_checkpo
   )
 
 
-def test_the_command_returns_one_and_names_what_failed_and_was_left_out(
-  tree, tmp_path, fake_checkpoint, main, capsys
-):
-  (tree / "rests" / "img" / "0004.png").write_bytes(b"broken")
-  (tree / "void").mkdir()
+def test_times_stand_in_timing_json_alone(track, tmp_path, capsys):
   output = tmp_path / "out"
-  code = main("--checkpoint=x", "--dataset=folder", f"--root={tree}", f"--output={output}",
-              "--allow_missing")  # fmt: skip
+  assert track("--one_by_one") == 0
+  timing = read_json(output / "timing.json")
+  assert timing["per_sequence"]["rests"]["fps"] == pytest.approx(10)
+  assert timing["per_sequence"]["rests"]["seconds"] == [0.1] * 4
+  assert timing["last_run"]["frames"] == 8
+  assert "    10.0\n" in capsys.readouterr().out
+  for path in output.rglob("*.*"):
+    if path.suffix in (".json", ".csv") and path.name != "timing.json":
+      assert not {"fps", "seconds"} & set(path.read_text().replace('"', " ").split()), path
+
+
+def test_forced_runs_say_so_wherever_their_scores_stand(track, tmp_path, capsys):
+  assert track("--teacher_forced") == 0
+  output = tmp_path / "out"
+  assert read_json(output / "summary.json")["teacher_forced"] is True
+  for text in ((output / "report.html").read_text(), capsys.readouterr().out):
+    assert "every frame was searched around the annotated box before it" in text
+
+
+def test_whole_pixels_are_truncated_toward_zero(track, tree, tmp_path):
+  (tree / "rests" / "groundtruth.txt").write_text("-1.9,2.9,10.5,10\n" * 4)
+  assert track("--integer_boxes") == 0
+  assert (tmp_path / "out" / "results" / "rests.txt").read_text() == "-1\t2\t10\t10\n" * 4
+
+
+def test_a_failing_sequence_is_told_and_tried_again(track, tree, tmp_path, runs, capsys):
+  image = (tree / "moves" / "img" / "0003.png").read_bytes()
+  (tree / "moves" / "img" / "0003.png").write_bytes(b"broken")
+  assert track() == 1
+  assert "1 of 2 sequences failed:\n  moves: " in capsys.readouterr().err
+  content = read_json(tmp_path / "out" / "summary.json")
+  assert content["sequences"] == "1 of 2"
+  assert "0003.png is not a readable image" in content["failed"]["moves"]
+  (tree / "moves" / "img" / "0003.png").write_bytes(image)
+  assert track() == 0
+  assert [run.tracked for run in runs] == [["moves", "rests"], ["moves"]]
+  content = read_json(tmp_path / "out" / "summary.json")
+  assert content["sequences"] == "2 of 2" and content["failed"] == {}
+  assert set(read_json(tmp_path / "out" / "timing.json")["per_sequence"]) == {"moves", "rests"}
+
+
+def test_no_summary_when_everything_fails(track, tree, tmp_path):
+  for path in tree.rglob("0002.png"):
+    path.write_bytes(b"broken")
+  assert track() == 1
+  assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_finished_sequences_are_kept_and_give_the_same_files(track, tmp_path, runs):
+  def files():
+    paths = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in paths if path.name != "timing.json"}
+
+  assert track() == 0
+  before = files()
+  (tmp_path / "out" / "results" / "moves.txt").unlink()
+  (tmp_path / "out" / "results" / ".moves.txt.1.tmp").write_text("half")
+  assert track() == 0
+  assert files() == before
+  assert [run.tracked for run in runs] == [["moves", "rests"], ["moves"]]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["--batch_size=2"], "batch_size (0 there, 2 now)"),
+    (["--integer_boxes"], "integer_boxes (False there, True now)"),
+    (["--limit=1"], "sequences (2 sequences, "),
+  ],
+)
+def test_other_settings_are_refused_by_name(track, tmp_path, arguments, said):
+  track()
+  before = (tmp_path / "out" / "run.json").read_bytes()
+  with pytest.raises(SystemExit) as stop:
+    track(*arguments)
+  assert said in str(stop.value)
+  assert "use another --output" in str(stop.value)
+  assert (tmp_path / "out" / "run.json").read_bytes() == before
+
+
+def test_results_of_an_unknown_run_are_not_mixed_in(track, tmp_path):
+  (tmp_path / "out" / "results").mkdir(parents=True)
+  (tmp_path / "out" / "results" / "rests.txt").write_text("1,2,3,4\n")
+  with pytest.raises(SystemExit, match=r"results of an unknown run, without a run\.json"):
+    track()
+
+
+def test_what_is_left_out_is_named(track, tree, tmp_path, capsys):
+  (tree / "void").mkdir()
+  assert track("--allow_missing") == 0
   captured = capsys.readouterr()
-  assert code == 1
   assert "left out void: no groundtruth.txt" in captured.err
-  assert "1 of 2 sequences failed:\n  rests: " in captured.err
-  assert "1 of 3 sequences" in captured.out
-  assert "void" in json.loads((output / "summary.json").read_text())["missing"]
+  assert "2 of 3 sequences" in captured.out
+  assert "void" in read_json(tmp_path / "out" / "summary.json")["missing"]
+
+
+def test_benchmarks_without_public_annotations_are_tracked_and_not_scored(
+  tmp_path, runs, main, capsys
+):
+  root = tmp_path / "trackingnet"
+  (root / "TEST" / "frames" / "a").mkdir(parents=True)
+  (root / "TEST" / "anno").mkdir()
+  for index in range(3):
+    image = np.zeros((30, 40, 3), np.uint8)
+    cv2.imwrite(str(root / "TEST" / "frames" / "a" / f"{index}.jpg"), image)
+  (root / "TEST" / "anno" / "a.txt").write_text("5,6,7,8\n")
+  output = tmp_path / "out"
+  arguments = ["--checkpoint=x", "--dataset=trackingnet", f"--root={root}", "--allow_missing"]
+  assert main(*arguments, f"--output={output}") == 0
+  assert len((output / "results" / "trackingnet" / "a.txt").read_text().splitlines()) == 3
+  assert not (output / "summary.json").exists()
+  assert f"python -m ostrack_jax.pack --dataset=trackingnet --results={output / 'results'}" in (
+    capsys.readouterr().out
+  )
+
+
+def test_several_processes_track_their_shares_and_the_first_one_scores_all(
+  track, tmp_path, runs, monkeypatch, capsys
+):
+  """Here one after the other; the second is the first to end."""
+  from jax.experimental import multihost_utils
+
+  monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: None)
+  plan_all = evaluate.open_run
+  for process, name in ((1, "moves"), (0, "rests")):
+    monkeypatch.setattr(evaluate, "_join_cluster", lambda process=process: (process, 2))
+    monkeypatch.setattr(
+      evaluate,
+      "open_run",
+      lambda videos, name=name: plan_all([v for v in videos if v.name == name]),
+    )
+    if process:
+      (tmp_path / "tree" / "moves" / "img" / "0003.png").write_bytes(b"broken")
+    assert track("--multi_host") == 1
+    assert (tmp_path / "out" / "summary.json").exists() is (process == 0)
+  assert [run.tracked for run in runs] == [["moves"], ["rests"]]
+  content = read_json(tmp_path / "out" / "summary.json")
+  assert content["sequences"] == "1 of 2" and list(content["failed"]) == ["moves"]
+  assert "1 of 2 sequences failed:\n  moves: " in capsys.readouterr().err
+  assert set(read_json(tmp_path / "out" / "timing.json")["per_sequence"]) == {"rests"}
+  assert not list((tmp_path / "out").glob(".failed*"))
 
 
 @pytest.mark.parametrize(
@@ -217,74 +337,3 @@ def test_help_and_unknown_flags():
   unknown = command("--datset=otb")
   assert unknown.returncode == 1
   assert "Unknown command line flag 'datset'" in unknown.stderr
-
-
-def test_sequences_without_a_partner_stop_scoring_unless_allowed(files):
-  (files[0] / "b.txt").rename(files[0] / "c.txt")
-  with pytest.raises(FileNotFoundError, match="--allow_missing") as error:
-    evaluate.score_files(*files)
-  assert "\n  b: no result file\n  c: no annotation file" in str(error.value)
-  summary, remarks = evaluate.score_files(*files, allow_missing=True)
-  assert summary.coverage == "1 of 2"
-  assert remarks == ["b: no result file", "c: no annotation file"]
-  (files[0] / "a.txt").unlink()
-  with pytest.raises(FileNotFoundError, match="occurs in both"):
-    evaluate.score_files(*files, allow_missing=True)
-
-
-def test_results_of_another_length_are_named_and_never_flattered(files):
-  (files[0] / "a.txt").write_text("0,0,10,10\n" * 5)
-  (files[0] / "b.txt").write_text("0,0,10,10\n" * 2)
-  summary, remarks = evaluate.score_files(*files)
-  assert remarks == [
-    "a: 5 boxes for 3 annotated frames; the rest is ignored",
-    "b: 2 boxes for 3 annotated frames; the missing frames count as failures",
-  ]
-  assert summary.sequences["a"].measures["precision_20px"] == 1.0
-  assert summary.sequences["b"].measures["precision_20px"] == pytest.approx(2 / 3)
-  assert summary.sequences["b"].measures["ao"] == 0.5
-
-
-def test_scoring_can_be_narrowed(files):
-  only, _ = evaluate.score_files(*files, sequences=["b"])
-  assert list(only.sequences) == ["b"]
-  assert only.coverage == "1 of 2"
-  first, _ = evaluate.score_files(*files, limit=1)
-  assert list(first.sequences) == ["a"]
-  with pytest.raises(ValueError, match="unknown sequence z"):
-    evaluate.score_files(*files, sequences=["z"])
-
-
-@pytest.mark.parametrize("tracker", ["BACF", "kcf"])
-def test_otb_numbers_are_the_toolkits(reference_dir, tracker):
-  folder = reference_dir / "data" / "results" / "OTB100"
-  summary, remarks = evaluate.score_files(folder / tracker, folder / "annotations")
-  published = json.loads((folder / f"{tracker}_got10k_toolkit_performance.json").read_text())
-  (published,) = published.values()
-  assert remarks == []
-  assert len(summary.sequences) == 100
-  overall = published["overall"]
-  assert summary.mean["success_auc"] == pytest.approx(overall["success_score"], abs=1e-12)
-  assert summary.mean["precision_20px"] == pytest.approx(overall["precision_score"], abs=1e-12)
-  assert summary.success_curve[10] == pytest.approx(overall["success_rate"], abs=1e-12)
-  np.testing.assert_allclose(summary.success_curve, overall["success_curve"], atol=1e-12)
-  np.testing.assert_allclose(summary.precision_curve, overall["precision_curve"], atol=1e-12)
-  for name, one in summary.sequences.items():
-    theirs = published["seq_wise"][name]
-    np.testing.assert_allclose(one.success_curve, theirs["success_curve"], atol=1e-12)
-    np.testing.assert_allclose(one.precision_curve, theirs["precision_curve"], atol=1e-12)
-    assert one.measures["success_auc"] == pytest.approx(theirs["success_score"], abs=1e-12)
-    assert one.measures["precision_20px"] == pytest.approx(theirs["precision_score"], abs=1e-12)
-
-
-@pytest.mark.parametrize(
-  ("tracker", "success", "precision"), [("BACF", 0.415, 0.584), ("KCF", 0.196, 0.311)]
-)
-def test_uav20l_numbers_need_absent_frames_to_hit(reference_dir, tracker, success, precision):
-  folder = reference_dir / "data" / "results" / "UAV20L"
-  summary, _ = evaluate.score_files(folder / tracker, folder / "annotations", rule="absent_hits")
-  assert round(summary.mean["success_auc"], 3) == success
-  assert round(summary.mean["precision_20px"], 3) == precision
-  other, _ = evaluate.score_files(folder / tracker, folder / "annotations", rule="otb")
-  assert other.mean["success_auc"] == summary.mean["success_auc"]
-  assert other.mean["precision_20px"] < summary.mean["precision_20px"] - 0.03

@@ -1,58 +1,43 @@
 """What each benchmark consists of, and where its frames and annotations lie.
 
-A benchmark is one declaration: how its sequences are found, how many there are, and the rule that
-its published numbers follow. Boxes are used as written, neither shifted nor clipped.
+A benchmark is one declaration: how its sequences are found, how many there are, how it marks absent
+targets, and the rule that its published numbers follow. Boxes are used as written, neither shifted
+nor clipped.
 """
 
-import csv
 import dataclasses
-import importlib.resources
 import pathlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from ostrack_jax import annotations
 from ostrack_jax.evaluation import metrics
-from ostrack_jax.tracking import frames as frame_files
+from ostrack_jax.evaluation.layouts import folders, got10k, lasot, masks, ranges, trackingnet
+from ostrack_jax.evaluation.videos import Candidate, Video
 
-_ANNOTATION_NAMES = ("groundtruth.txt", "groundtruth_rect.txt")
-# LaSOT and OTB, TNL2K, VOT; then frames that lie beside their annotation.
-_FRAME_FOLDERS = ("img", "imgs", "color", ".")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
-  """One annotated sequence.
-
-  frames: image files in order. boxes_xywh: [len(frames), 4] pixels, NaN where the target is absent.
-  """
-
-  name: str
-  frames: tuple[pathlib.Path, ...]
-  boxes_xywh: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
-  """A sequence that a benchmark names; `read` gives its Video or raises if files are missing."""
-
-  name: str
-  read: Callable[[], Video]
+__all__ = ["BENCHMARKS", "Benchmark", "Candidate", "Selection", "Video", "choose", "select"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
   """Declare a benchmark.
 
-  find: gives its candidates under a root folder, without looking whether they are complete.
+  find: gives its candidates under a root folder, without looking whether they are complete; raises
+    FileNotFoundError or ValueError where the root cannot be the benchmark's.
   rule: a name in metrics.RULES. layout: what the root must look like, in words.
+  absent: how a frame without the target is told, in words.
+  expected: how many sequences it has; None where a folder decides.
+  result_folder: the folder for its result files below those of a tracker, as the official code has
+    it; "" for none.
+  has_attributes: whether sequences have attributes where the root holds the files for them.
   """
 
   name: str
   rule: str
   layout: str
   find: Callable[[pathlib.Path], list[Candidate]]
+  absent: str = ""
+  expected: int | None = None
+  result_folder: str = ""
+  has_attributes: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,116 +52,126 @@ class Selection:
   missing: dict[str, str]
 
 
-def _find_otb(root: pathlib.Path) -> list[Candidate]:
-  table = importlib.resources.files("ostrack_jax.evaluation") / "splits" / "otb100_sequences.csv"
-  with table.open(encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
-  return [Candidate(name=row["name"], read=lambda row=row: _read_otb(root, row)) for row in rows]
+_LASOT_LAYOUT = (
+  "<root>/<class>/<name>/ or <root>/<name>/ with img/00000001.jpg, ..., groundtruth.txt, "
+  "full_occlusion.txt and out_of_view.txt"
+)
+_LASOT_ABSENT = "full_occlusion.txt or out_of_view.txt says 1"
 
-
-def _read_otb(root: pathlib.Path, row: dict[str, str]) -> Video:
-  folder = root / row["frames_folder"]
-  skipped = int(row["skip_first_frames"])
-  numbers = range(int(row["first_frame"]), int(row["last_frame"]) + 1)
-  if not folder.is_dir():
-    raise FileNotFoundError(f"no folder {row['frames_folder']}")
-  present = {path.name for path in folder.iterdir()}
-  names = [f"{number:0{int(row['digits'])}d}.{row['extension']}" for number in numbers][skipped:]
-  absent = [name for name in names if name not in present]
-  if absent:
-    raise FileNotFoundError(
-      f"{len(absent)} of {len(names)} frames are missing, the first {absent[0]}"
-    )
-  path = root / row["annotation"]
-  if not path.is_file():
-    raise FileNotFoundError(f"no file {row['annotation']}")
-  boxes_xywh = annotations.read_boxes(path).boxes_xywh
-  if len(boxes_xywh) < len(numbers):
-    raise ValueError(f"{row['annotation']} has {len(boxes_xywh)} boxes for {len(numbers)} frames")
-  return Video(
-    name=row["name"],
-    frames=tuple(folder / name for name in names),
-    boxes_xywh=boxes_xywh[skipped : len(numbers)],
-  )
-
-
-def _find_folder(root: pathlib.Path) -> list[Candidate]:
-  if _annotation_in(root):
-    folders = [root.resolve()]
-  else:
-    folders = [found for child in _subfolders(root) for found in _sequence_folders(child)]
-  names = [folder.name for folder in folders]
-  repeated = sorted({name for name in names if names.count(name) > 1})
-  if repeated:
-    raise ValueError(
-      f"{root} holds several sequences named {', '.join(repeated)}; rename them, "
-      "or give a root with only one of them"
-    )
-  return [
-    Candidate(name=folder.name, read=lambda folder=folder: _read_folder(folder))
-    for folder in folders
-  ]
-
-
-def _sequence_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-  if _annotation_in(folder) or _frames_in(folder):
-    return [folder]
-  # LaSOT keeps <class>/<sequence>; a folder without sequences is named as one that is incomplete.
-  nested = [child for child in _subfolders(folder) if _annotation_in(child) or _frames_in(child)]
-  return nested or [folder]
-
-
-def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-  children = (path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
-  return sorted(children, key=frame_files.natural_order)
-
-
-def _annotation_in(folder: pathlib.Path) -> pathlib.Path | None:
-  paths = (folder / name for name in _ANNOTATION_NAMES)
-  return next((path for path in paths if path.is_file()), None)
-
-
-def _frames_in(folder: pathlib.Path) -> list[pathlib.Path]:
-  for name in _FRAME_FOLDERS:
-    inside = folder / name
-    if inside.is_dir():
-      frames = [
-        path
-        for path in inside.iterdir()
-        if path.suffix.lower() in frame_files.IMAGE_SUFFIXES and path.name[0] != "."
-      ]
-      if frames:
-        return sorted(frames, key=frame_files.natural_order)
-  return []
-
-
-def _read_folder(folder: pathlib.Path) -> Video:
-  annotation, frames = _annotation_in(folder), _frames_in(folder)
-  if annotation is None:
-    raise FileNotFoundError(f"no {' or '.join(_ANNOTATION_NAMES)}")
-  if not frames:
-    raise FileNotFoundError(f"no frames in it or in {', '.join(_FRAME_FOLDERS[:-1])}")
-  boxes_xywh = annotations.read_boxes(annotation).boxes_xywh
-  if len(frames) < len(boxes_xywh):
-    raise FileNotFoundError(f"{len(frames)} frames for {len(boxes_xywh)} boxes")
-  # The annotation declares the range: OTB's Football1 has 81 frames and 74 boxes.
-  return Video(name=folder.name, frames=tuple(frames[: len(boxes_xywh)]), boxes_xywh=boxes_xywh)
-
-
-BENCHMARKS = {
-  "otb": Benchmark(
+_DECLARATIONS = (
+  Benchmark(
+    name="lasot",
+    rule="pytracking_lasot",
+    layout=_LASOT_LAYOUT,
+    find=lasot.find_lasot,
+    absent=_LASOT_ABSENT,
+    expected=280,
+  ),
+  Benchmark(
+    name="lasot_ext",
+    rule="pytracking",
+    layout=_LASOT_LAYOUT,
+    find=lasot.find_lasot_ext,
+    absent=_LASOT_ABSENT,
+    expected=150,
+  ),
+  Benchmark(
+    name="trackingnet",
+    rule="trackingnet",
+    layout="<root>/TEST/frames/<name>/0.jpg, ... and <root>/TEST/anno/<name>.txt",
+    find=trackingnet.find_test,
+    absent="held back, like every box but the first",
+    expected=511,
+    result_folder="trackingnet",
+  ),
+  Benchmark(
+    name="got10k_test",
+    rule="got10k",
+    layout="<root>/test/list.txt and <root>/test/<name>/ with 00000001.jpg, ... and groundtruth.txt",
+    find=got10k.find_test,
+    absent="held back, like every box but the first",
+    expected=180,
+    result_folder="got10k",
+  ),
+  Benchmark(
+    name="got10k_val",
+    rule="got10k",
+    layout="<root>/val/list.txt and <root>/val/<name>/ with 00000001.jpg, ..., groundtruth.txt "
+    "and cover.label",
+    find=got10k.find_val,
+    absent="cover.label says 0",
+    expected=180,
+    result_folder="got10k",
+    has_attributes=True,
+  ),
+  Benchmark(
+    name="nfs",
+    rule="pytracking",
+    layout="<root>/sequences/<name>/00001.jpg, ... and <root>/anno/nfs_<name>.txt, 30 frames a second",
+    find=ranges.find_nfs,
+    absent="not told",
+    expected=100,
+  ),
+  Benchmark(
+    name="uav123",
+    rule="pytracking_uav",
+    layout="<root>/data_seq/UAV123/<folder>/000001.jpg, ... and <root>/anno/UAV123/<name>.txt",
+    find=ranges.find_uav123,
+    absent="NaN",
+    expected=123,
+    has_attributes=True,
+  ),
+  Benchmark(
+    name="uav20l",
+    rule="absent_hits",
+    layout="<root>/data_seq/UAV123/<name>/000001.jpg, ... and <root>/anno/UAV20L/<name>.txt",
+    find=ranges.find_uav20l,
+    absent="NaN",
+    expected=20,
+    has_attributes=True,
+  ),
+  Benchmark(
+    name="tnl2k",
+    rule="pytracking",
+    layout="<root>/<name>/imgs/ with frames and <root>/<name>/groundtruth.txt",
+    find=folders.find_tnl2k,
+    absent="a box without width or height",
+    expected=700,
+  ),
+  Benchmark(
     name="otb",
     rule="otb",
     layout="<root>/<name>/img/0001.jpg, ... and <root>/<name>/groundtruth_rect.txt",
-    find=_find_otb,
+    find=ranges.find_otb,
+    absent="not told",
+    expected=100,
   ),
-  "folder": Benchmark(
+  Benchmark(
+    name="davis",
+    rule="visible",
+    layout="<root>/JPEGImages/480p/<video>/00000.jpg, ... and "
+    "<root>/Annotations/480p/<video>/00000.png, ...",
+    find=masks.find_davis,
+    absent="no pixel of the object in the mask",
+  ),
+  Benchmark(
+    name="vot",
+    rule="visible",
+    layout="<root>/<name>/color/00000001.jpg, ... and <root>/<name>/groundtruth.txt, polygons or "
+    "boxes; <root>/list.txt names the sequences, if it is there",
+    find=folders.find_vot,
+    absent="NaN",
+  ),
+  Benchmark(
     name="folder",
     rule="visible",
-    layout=f"<root>/<name>/ with frames in it or in img/, and {' or '.join(_ANNOTATION_NAMES)}",
-    find=_find_folder,
+    layout="<root>/<name>/ with frames in it or in img/, and "
+    f"{' or '.join(folders.ANNOTATION_NAMES)}",
+    find=folders.find_any,
+    absent="NaN, a box without width or height, or is_lost in the sixth of six columns",
   ),
-}
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _DECLARATIONS}
 
 
 def choose(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
@@ -211,15 +206,31 @@ def select(
     allow_missing: leave out incomplete sequences instead of raising.
 
   Raises FileNotFoundError for a missing root, for incomplete sequences (each named with what it
-  lacks), and where nothing is left; ValueError for unknown names and a limit below one.
+  lacks), for fewer sequences than the benchmark has unless only some are wanted, and where nothing
+  is left; ValueError for more of them, for two of one name, for unknown names and a limit below one.
   """
   if not root.is_dir():
     raise FileNotFoundError(f"{root} is not a folder; expected {benchmark.layout}")
-  candidates = {candidate.name: candidate for candidate in benchmark.find(root)}
+  found = benchmark.find(root)
+  candidates = {candidate.name: candidate for candidate in found}
+  if len(candidates) < len(found):
+    names = [candidate.name for candidate in found]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    raise ValueError(
+      f"{root} holds several sequences named {', '.join(repeated)}; rename them, "
+      "or give a root with only one of them"
+    )
   if not candidates:
     raise FileNotFoundError(f"{root} holds no sequence; expected {benchmark.layout}")
   if limit is not None and limit < 1:
     raise ValueError(f"limit {limit} leaves nothing to do; expected at least 1")
+  whole = sequences is None and limit is None
+  lacking = (benchmark.expected or len(candidates)) - len(candidates) if whole else 0
+  if lacking < 0:
+    raise ValueError(
+      f"{root} names {len(candidates)} sequences, but {benchmark.name} has {benchmark.expected}; "
+      "take out what does not belong there, or choose with --sequences"
+    )
   videos: list[Video] = []
   missing: dict[str, str] = {}
   for name in choose(list(candidates), sequences):
@@ -232,14 +243,24 @@ def select(
       videos.append(video)
     except (OSError, ValueError) as error:
       missing[name] = str(error)
-  if missing and not allow_missing:
-    lines = "".join(f"\n  {name}: {reason}" for name, reason in missing.items())
-    raise FileNotFoundError(
-      f"{len(missing)} of {len(missing) + len(videos)} sequences are incomplete under {root}; "
-      f"complete them, or pass --allow_missing to leave them out:{lines}"
-    )
-  if not videos:
+  if not videos and missing and allow_missing:
     raise FileNotFoundError(
       f"none of {len(missing)} sequences is complete under {root}; expected {benchmark.layout}"
     )
-  return Selection(videos=tuple(videos), declared=len(candidates), missing=missing)
+  problems = []
+  if missing:
+    problems.append(
+      f"{len(missing)} of {len(missing) + len(videos)} sequences are incomplete under {root}"
+    )
+  if lacking:
+    problems.append(f"{root} names {len(candidates)} of {benchmark.expected} sequences")
+  if problems and not allow_missing:
+    lines = "".join(f"\n  {name}: {reason}" for name, reason in missing.items())
+    raise FileNotFoundError(
+      f"{' and '.join(problems)}; complete them, or pass --allow_missing to leave them out"
+      f"{':' if lines else ''}{lines}"
+    )
+  if lacking:
+    missing[f"{lacking} without a name"] = problems[-1]
+  declared = benchmark.expected or len(candidates)
+  return Selection(videos=tuple(videos), declared=declared, missing=missing)

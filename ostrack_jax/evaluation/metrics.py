@@ -1,22 +1,19 @@
-"""Overlaps, errors and curves of tracking benchmarks (numpy only).
+"""Rules: which frames of a benchmark count, and with which errors (numpy only).
 
-A number depends on which frames count, so each choice is a named rule, and a rule is a function
-from predicted and annotated boxes to the errors that its curves are made of:
+A number depends on what is done with absent frames, the first frame, unequal lengths and boxes
+without area, so each convention is a named rule. docs/evaluation.md has the table of what each of
+them does, and tests/evaluation/test_rules.py checks its cells.
 
-| rule          | annotated box is NaN               | annotated box without area         |
-|---------------|------------------------------------|------------------------------------|
-| `otb`         | counts, fails every measure        | counts, as written: overlap 0      |
-| `absent_hits` | counts, success fails, precision hits | as for NaN                      |
-| `visible`     | is left out                        | is left out                        |
-
-In every rule the first predicted box is replaced by the annotated one and counts; a predicted box
-without area counts as written (overlap 0, its corner as its centre); a NaN prediction fails every
-measure; lengths must agree (see `match_length`). Curves are means over the frames that count.
-
-`otb` gives the numbers of the GOT-10k toolkit's OTB experiment. `absent_hits` is how the UAV20L
-numbers were published (the original OTB and UAV123 toolkits, and pytracking for UAV123, give
-absent frames an error of -1, which is below every threshold). `visible` is the GOT-10k toolkit's
-UAV123 experiment.
+| rule               | gives                                                                |
+|--------------------|----------------------------------------------------------------------|
+| `pytracking`       | LaSOT-ext, NFS and TNL2K as in the paper                             |
+| `pytracking_lasot` | LaSOT as in the paper: invisible frames fail both precisions         |
+| `pytracking_uav`   | UAV123 as in the paper: absent frames hit both precisions            |
+| `got10k`           | AO and SR of the GOT-10k server                                      |
+| `trackingnet`      | the areas of the TrackingNet server                                  |
+| `otb`              | the GOT-10k toolkit's OTB experiment                                 |
+| `absent_hits`      | the published UAV20L numbers                                         |
+| `visible`          | the GOT-10k toolkit's UAV123 experiment                              |
 
 AO and SR follow GOT-10k whatever the rule of the curves: see `got10k_overlaps`.
 """
@@ -26,11 +23,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-SUCCESS_THRESHOLDS = np.linspace(0.0, 1.0, 21)
-PRECISION_THRESHOLDS = np.arange(51.0)
-NORMALISED_THRESHOLDS = np.arange(51) / 100.0
-# Both precision scores are read at position 20 of their curves: 20 px, and 0.20 of the target.
-SCORE_POSITION = 20
+from ostrack_jax.evaluation import curves
+from ostrack_jax.evaluation.box_errors import (
+  centre_error,
+  clip_boxes,
+  divided_centre_error,
+  normalised_error,
+  overlap,
+  usable_boxes,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,82 +47,103 @@ class FrameErrors:
   normalised_errors: np.ndarray
 
 
-Rule = Callable[[np.ndarray, np.ndarray], FrameErrors]
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Rule:
+  """A named convention. Calling it gives the errors of the frames that count.
 
-
-def overlap(a_xywh: np.ndarray, b_xywh: np.ndarray) -> np.ndarray:
-  """Return the IoU of paired boxes, [n, 4] pixels each, as [n] in [0, 1].
-
-  0 where the union has no area; NaN where a box is NaN.
+  errors: from checked boxes [n, 4], [n] visibility (or None) and, where `clips`, the image's size,
+  to FrameErrors.
+  source: whose numbers it gives, in words. own_lengths: it says itself what unequal lengths mean;
+  the others refuse them, and `match_length` makes them equal. areas: scores are areas under the
+  curves. pooled: curves are over the frames of all sequences, not means of sequences.
   """
-  top_left = np.maximum(a_xywh[:, :2], b_xywh[:, :2])
-  bottom_right = np.minimum(a_xywh[:, :2] + a_xywh[:, 2:], b_xywh[:, :2] + b_xywh[:, 2:])
-  intersection = np.maximum(bottom_right - top_left, 0.0).prod(axis=1)
-  union = a_xywh[:, 2:].prod(axis=1) + b_xywh[:, 2:].prod(axis=1) - intersection
-  safe = np.where(union <= 0, 1.0, union)
-  return np.clip(np.where(union <= 0, 0.0, intersection / safe), 0.0, 1.0)
+
+  name: str
+  source: str
+  errors: Callable[..., FrameErrors]
+  own_lengths: bool = False
+  areas: bool = False
+  pooled: bool = False
+  clips: bool = False
+  success_thresholds: np.ndarray = dataclasses.field(
+    default_factory=lambda: curves.SUCCESS_THRESHOLDS
+  )
+  precision_thresholds: np.ndarray = dataclasses.field(
+    default_factory=lambda: curves.PRECISION_THRESHOLDS
+  )
+  normalised_thresholds: np.ndarray = dataclasses.field(
+    default_factory=lambda: curves.NORMALISED_THRESHOLDS
+  )
+
+  def __call__(
+    self,
+    predicted_xywh: np.ndarray,
+    annotated_xywh: np.ndarray,
+    visible: np.ndarray | None = None,
+    image_size: tuple[int, int] | None = None,
+  ) -> FrameErrors:
+    """Compare boxes frame by frame.
+
+    Args:
+      predicted_xywh: [m, 4] pixels. annotated_xywh: [n, 4] pixels, NaN where absent.
+      visible: [n] bool, False where the benchmark calls the target invisible; None if it is silent.
+      image_size: (width, height), to which `got10k` clips; None leaves boxes unclipped.
+
+    Raises ValueError for wrong shapes, and for lengths, sizes or NaN that the rule refuses.
+    """
+    predicted = _boxes("predicted", predicted_xywh)
+    annotated = _boxes("annotated", annotated_xywh)
+    if visible is not None:
+      visible = np.asarray(visible, dtype=bool)
+      if visible.shape != (len(annotated),):
+        raise ValueError(
+          f"visible has shape {visible.shape} for {len(annotated)} annotated boxes; "
+          "expected one value a frame"
+        )
+    if not self.own_lengths and len(predicted) != len(annotated):
+      raise ValueError(
+        f"{len(predicted)} predicted boxes for {len(annotated)} annotated ones; "
+        "match_length makes them equal"
+      )
+    if self.clips:
+      return self.errors(predicted, annotated, visible, image_size)
+    return self.errors(predicted, annotated, visible)
 
 
-def centre_error(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> np.ndarray:
-  """Return the distance in pixels between the centres of paired boxes, [n]."""
-  return np.linalg.norm(_centre_offset(predicted_xywh, annotated_xywh), axis=1)
+def _boxes(name: str, boxes_xywh: np.ndarray) -> np.ndarray:
+  boxes = np.array(boxes_xywh, dtype=np.float64)
+  if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
+    raise ValueError(f"{name} boxes have shape {boxes.shape}; expected (n, 4) with n at least 1")
+  return boxes
 
 
-def normalised_error(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> np.ndarray:
-  """Return the centre distance with x in annotated widths and y in annotated heights, [n].
+def match_length(predicted_xywh: np.ndarray, frames: int, rule: str = "otb") -> np.ndarray:
+  """Return predictions [m, 4] of as many frames as the rule needs: [frames, 4].
 
-  Infinite where the annotated box has no area. Follows pytracking (TrackingNet's definition).
+  Rows beyond are dropped; missing rows become NaN, so that they fail. The GOT-10k toolkit stops
+  instead: whoever calls this should say so to the user. Under a rule that has a convention of its
+  own for unequal lengths they are returned as they are.
   """
-  has_area = annotated_xywh[:, 2:].min(axis=1) > 0
-  size = np.where(has_area[:, None], annotated_xywh[:, 2:], 1.0)
-  error = np.linalg.norm(_centre_offset(predicted_xywh, annotated_xywh) / size, axis=1)
-  return np.where(has_area, error, np.inf)
+  if RULES[rule].own_lengths:
+    return predicted_xywh
+  return _resized(predicted_xywh, frames, np.nan)
 
 
-def _centre_offset(a_xywh: np.ndarray, b_xywh: np.ndarray) -> np.ndarray:
-  # The -1 of inclusive pixel ranges cancels, but keeping it keeps the toolkit's rounding.
-  return (a_xywh[:, :2] + (a_xywh[:, 2:] - 1) / 2) - (b_xywh[:, :2] + (b_xywh[:, 2:] - 1) / 2)
+def _resized(predicted: np.ndarray, frames: int, fill: float) -> np.ndarray:
+  resized = np.full((frames, 4), fill)
+  rows = min(len(predicted), frames)
+  resized[:rows] = predicted[:rows]
+  return resized
 
 
-def match_length(predicted_xywh: np.ndarray, frames: int) -> np.ndarray:
-  """Return the predictions of exactly `frames` frames, [frames, 4].
-
-  Rows beyond are dropped; missing rows become NaN, so that they fail. pytracking also drops the
-  excess, but fills with zero boxes, which can still hit a precision threshold near the corner. The
-  GOT-10k toolkit stops instead: whoever calls this should say so to the user.
-  """
-  matched = np.full((frames, 4), np.nan)
-  rows = min(len(predicted_xywh), frames)
-  matched[:rows] = predicted_xywh[:rows]
-  return matched
+def _absent(annotated: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+  usable = usable_boxes(annotated)
+  return ~usable if visible is None else ~(usable & visible)
 
 
-def usable_boxes(annotated_xywh: np.ndarray) -> np.ndarray:
-  """Return where an annotated box is a box: no NaN, positive width and height. [n] bool."""
-  return ~np.isnan(annotated_xywh.sum(axis=1)) & (annotated_xywh[:, 2:].min(axis=1) > 0)
-
-
-def _checked(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray):
-  predicted = np.array(predicted_xywh, dtype=np.float64)
-  annotated = np.asarray(annotated_xywh, dtype=np.float64)
-  for name, boxes in (("predicted", predicted), ("annotated", annotated)):
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes):
-      raise ValueError(f"{name} boxes have shape {boxes.shape}; expected (n, 4) with n at least 1")
-  if len(predicted) != len(annotated):
-    raise ValueError(
-      f"{len(predicted)} predicted boxes for {len(annotated)} annotated ones; "
-      "match_length makes them equal"
-    )
+def _otb(predicted, annotated, visible) -> FrameErrors:
+  del visible  # OTB has no such labels.
   predicted[0] = annotated[0]
-  return predicted, annotated
-
-
-def otb(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> FrameErrors:
-  """Count all n frames, absent ones as failures of every measure; boxes are [n, 4] pixels.
-
-  Follows ExperimentOTB of the GOT-10k toolkit. Raises ValueError where the lengths differ.
-  """
-  predicted, annotated = _checked(predicted_xywh, annotated_xywh)
   return FrameErrors(
     overlaps=overlap(predicted, annotated),
     centre_errors=centre_error(predicted, annotated),
@@ -129,107 +151,172 @@ def otb(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> FrameErrors:
   )
 
 
-def absent_hits(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> FrameErrors:
-  """Count all n frames, absent ones as failed overlaps and as hits of both precisions.
-
-  Boxes are [n, 4] pixels. The rule of the published UAV20L numbers. Raises ValueError where the
-  lengths differ.
-  """
-  errors = otb(predicted_xywh, annotated_xywh)
-  usable = usable_boxes(np.asarray(annotated_xywh))
+def _absent_hits(predicted, annotated, visible) -> FrameErrors:
+  errors = _otb(predicted, annotated, None)
+  absent = _absent(annotated, visible)
   return FrameErrors(
-    overlaps=np.where(usable, errors.overlaps, -1.0),
-    centre_errors=np.where(usable, errors.centre_errors, -1.0),
-    normalised_errors=np.where(usable, errors.normalised_errors, -1.0),
+    overlaps=np.where(absent, -1.0, errors.overlaps),
+    centre_errors=np.where(absent, -1.0, errors.centre_errors),
+    normalised_errors=np.where(absent, -1.0, errors.normalised_errors),
   )
 
 
-def visible(predicted_xywh: np.ndarray, annotated_xywh: np.ndarray) -> FrameErrors:
-  """Count the frames whose annotated box is usable, the first among them; boxes are [n, 4] pixels.
+def _visible(predicted, annotated, visible) -> FrameErrors:
+  return _only(_otb(predicted, annotated, None), ~_absent(annotated, visible))
 
-  Follows ExperimentUAV123 of the GOT-10k toolkit. Raises ValueError where the lengths differ.
-  """
-  errors = otb(predicted_xywh, annotated_xywh)
-  usable = usable_boxes(np.asarray(annotated_xywh))
+
+def _got10k(predicted, annotated, visible, image_size) -> FrameErrors:
+  counted = _cover_above_zero(annotated, visible)
+  if image_size is not None:
+    predicted, annotated = clip_boxes(predicted, image_size), clip_boxes(annotated, image_size)
+  return _only(_otb(predicted, annotated, None), counted)
+
+
+def _cover_above_zero(annotated: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
+  # Where cover labels are at hand they decide alone; a NaN box has nothing to compare with.
+  if visible is None:
+    counted = usable_boxes(annotated)
+  else:
+    counted = visible & ~np.isnan(annotated.sum(axis=1))
+  counted = counted.copy()
+  counted[0] = False
+  return counted
+
+
+def _only(errors: FrameErrors, counted: np.ndarray) -> FrameErrors:
   return FrameErrors(
-    overlaps=errors.overlaps[usable],
-    centre_errors=errors.centre_errors[usable],
-    normalised_errors=errors.normalised_errors[usable],
+    overlaps=errors.overlaps[counted],
+    centre_errors=errors.centre_errors[counted],
+    normalised_errors=errors.normalised_errors[counted],
   )
 
 
-RULES: dict[str, Rule] = {"otb": otb, "absent_hits": absent_hits, "visible": visible}
+def _trackingnet(predicted, annotated, visible) -> FrameErrors:
+  del visible  # TrackingNet has no such labels.
+  predicted = np.round(_resized(predicted, len(annotated), np.nan))
+  return _otb(predicted, np.round(annotated), None)
+
+
+def _pytracking(dataset: str):
+  """Return the errors of pytracking's calc_seq_err_robust for '', 'uav' or 'lasot'."""
+
+  def errors(predicted, annotated, visible) -> FrameErrors:
+    _refuse(predicted, annotated, nan_allowed=dataset == "uav")
+    if dataset == "lasot":
+      if visible is None:
+        raise ValueError(
+          "rule pytracking_lasot needs the visible frames (full_occlusion.txt and out_of_view.txt); "
+          "give visible, or choose rule pytracking"
+        )
+      if len(predicted) < len(annotated):
+        raise ValueError(
+          f"{len(predicted)} predicted boxes for {len(annotated)} annotated ones; "
+          "rule pytracking_lasot refuses results that are too short: track the whole sequence"
+        )
+    rows = min(len(predicted), len(annotated))
+    predicted = predicted[:rows]
+    (empty,) = np.nonzero((predicted[:, 2:] == 0).any(axis=1))
+    for row in empty:
+      if row and not np.isnan(annotated[row]).any():
+        predicted[row] = predicted[row - 1]
+    # After the replacement: filled rows stay zero boxes, which can hit a precision threshold.
+    predicted = _resized(predicted, len(annotated), 0.0)
+    predicted[0] = annotated[0]
+    invalid = _absent(annotated, visible)
+    centre = np.where(
+      invalid, -1.0 if dataset == "uav" else np.inf, centre_error(predicted, annotated)
+    )
+    normalised = np.where(invalid, -1.0, divided_centre_error(predicted, annotated))
+    if dataset == "lasot":
+      normalised = np.where(visible, normalised, np.inf)
+    return FrameErrors(
+      overlaps=np.where(invalid, -1.0, overlap(predicted, annotated)),
+      centre_errors=centre,
+      normalised_errors=normalised,
+    )
+
+  return errors
+
+
+def _refuse(predicted: np.ndarray, annotated: np.ndarray, nan_allowed: bool) -> None:
+  bad = np.isnan(predicted).any(axis=1) | (predicted[:, 2:] < 0).any(axis=1)
+  if bad.any():
+    row = int(np.argmax(bad))
+    raise ValueError(
+      f"predicted box {predicted[row].tolist()} of frame {row}: pytracking's rules refuse NaN and "
+      "negative sizes; correct the result file, or choose another rule"
+    )
+  absent = np.isnan(annotated).any(axis=1)
+  if absent.any() and not nan_allowed:
+    raise ValueError(
+      f"annotated box of frame {int(np.argmax(absent))} is NaN, which pytracking allows for UAV123 "
+      "alone; choose rule pytracking_uav, absent_hits or visible"
+    )
+
+
+_SERVER_THRESHOLDS = np.linspace(0.0, 1.0, 21)
+RULES: dict[str, Rule] = {
+  rule.name: rule
+  for rule in (
+    Rule(
+      name="pytracking",
+      source="pytracking, as the paper's numbers on LaSOT-ext, NFS and TNL2K",
+      errors=_pytracking(""),
+      own_lengths=True,
+    ),
+    Rule(
+      name="pytracking_uav",
+      source="pytracking for UAV123, as the paper's numbers",
+      errors=_pytracking("uav"),
+      own_lengths=True,
+    ),
+    Rule(
+      name="pytracking_lasot",
+      source="pytracking for LaSOT, as the paper's numbers",
+      errors=_pytracking("lasot"),
+      own_lengths=True,
+    ),
+    Rule(
+      name="got10k",
+      source="the GOT-10k toolkit and server, over the frames of all sequences together",
+      errors=_got10k,
+      pooled=True,
+      clips=True,
+      success_thresholds=np.linspace(0.0, 1.0, 101),
+    ),
+    Rule(
+      name="trackingnet",
+      source="the TrackingNet server: areas under the curves",
+      errors=_trackingnet,
+      own_lengths=True,
+      areas=True,
+      precision_thresholds=50 * _SERVER_THRESHOLDS,
+      normalised_thresholds=0.5 * _SERVER_THRESHOLDS,
+    ),
+    Rule(name="otb", source="the GOT-10k toolkit's OTB experiment", errors=_otb),
+    Rule(name="absent_hits", source="the published UAV20L numbers", errors=_absent_hits),
+    Rule(name="visible", source="the GOT-10k toolkit's UAV123 experiment", errors=_visible),
+  )
+}
 
 
 def got10k_overlaps(
   predicted_xywh: np.ndarray,
   annotated_xywh: np.ndarray,
   image_size: tuple[int, int] | None = None,
+  visible: np.ndarray | None = None,
 ) -> np.ndarray:
   """Return the overlaps that AO and SR average: all frames but the first and the absent ones.
 
   Args:
     predicted_xywh, annotated_xywh: [n, 4] pixels.
     image_size: (width, height), to which both boxes are clipped; None leaves them unclipped.
+    visible: [n] bool, False where cover is 0; None takes a NaN box or one without area as absent.
 
   Returns:
     [m] in [0, 1]; a NaN prediction has overlap 0. Empty for a sequence of one frame.
 
-  Follows ExperimentGOT10k of the GOT-10k toolkit, whose clip moves a corner into the image
-  without shortening the box by the part that was outside. Absent here means a box that is NaN or
-  has no area, where GOT-10k has its own cover labels.
+  Follows ExperimentGOT10k of the GOT-10k toolkit.
   """
-  predicted, annotated = _checked(predicted_xywh, annotated_xywh)
-  counted = usable_boxes(annotated)
-  counted[0] = False
-  predicted, annotated = predicted[counted], annotated[counted]
-  if image_size is not None:
-    predicted, annotated = _clip(predicted, image_size), _clip(annotated, image_size)
-  return np.nan_to_num(overlap(predicted, annotated), nan=0.0)
-
-
-def _clip(boxes_xywh: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-  bound = np.asarray(image_size, dtype=np.float64)
-  corner = np.clip(boxes_xywh[:, :2], 0.0, bound)
-  return np.concatenate([corner, np.clip(boxes_xywh[:, 2:], 0.0, bound - corner)], axis=1)
-
-
-def success_curve(overlaps: np.ndarray) -> np.ndarray:
-  """Return the share of frames whose overlap exceeds each of 21 thresholds from 0 to 1 (strict).
-
-  Every entry of overlaps [m] counts, NaN as a failure. The mean of the curve is the AUC. Raises
-  ValueError for no frames.
-  """
-  return (_some(overlaps)[:, None] > SUCCESS_THRESHOLDS).mean(axis=0)
-
-
-def precision_curve(centre_errors: np.ndarray) -> np.ndarray:
-  """Return the share of frames whose centre error is within each of 0, 1, ... 50 pixels.
-
-  Every entry of centre_errors [m] counts, NaN as a failure. Raises ValueError for no frames.
-  """
-  return (_some(centre_errors)[:, None] <= PRECISION_THRESHOLDS).mean(axis=0)
-
-
-def normalised_precision_curve(normalised_errors: np.ndarray) -> np.ndarray:
-  """Return the share of frames whose normalised error is within each of 0, 0.01, ... 0.5.
-
-  Every entry of normalised_errors [m] counts, NaN as a failure. Raises ValueError for no frames.
-  """
-  return (_some(normalised_errors)[:, None] <= NORMALISED_THRESHOLDS).mean(axis=0)
-
-
-def _some(values: np.ndarray) -> np.ndarray:
-  if not len(values):
-    raise ValueError("no frame counts: every frame is absent; expected at least one usable box")
-  return np.asarray(values, dtype=np.float64)
-
-
-def average_overlap(overlaps: np.ndarray) -> float:
-  """Return AO, the mean of the overlaps [m] of got10k_overlaps; NaN for none."""
-  return float(np.mean(overlaps)) if len(overlaps) else float("nan")
-
-
-def success_rate(overlaps: np.ndarray, threshold: float) -> float:
-  """Return SR, the share of the overlaps [m] of got10k_overlaps above threshold; NaN for none."""
-  return float(np.mean(overlaps > threshold)) if len(overlaps) else float("nan")
+  errors = RULES["got10k"](predicted_xywh, annotated_xywh, visible, image_size)
+  return np.nan_to_num(errors.overlaps, nan=0.0)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ostrack_jax.evaluation import curves as curve_scores
 from ostrack_jax.evaluation import metrics
 
 
@@ -60,12 +61,16 @@ def _plot_curves(curves, score, thresholds, title, x_label, legend_at, path) -> 
   _save(figure, path)
 
 
-def plot_success(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-  """Plot success curves, label to [21] values, and write a PNG; the legend gives each AUC."""
+def plot_success(curves: Mapping[str, np.ndarray], path: pathlib.Path, rule: str = "otb") -> None:
+  """Plot success curves, label to one value a threshold of a rule, and write a PNG.
+
+  The legend gives each AUC, or the area where the rule gives areas.
+  """
+  declared = metrics.RULES[rule]
   _plot_curves(
     curves,
-    score=np.mean,
-    thresholds=metrics.SUCCESS_THRESHOLDS,
+    score=curve_scores.area if declared.areas else np.mean,
+    thresholds=declared.success_thresholds,
     title="Success (area under the curve)",
     x_label="overlap threshold",
     legend_at="lower left",
@@ -73,13 +78,17 @@ def plot_success(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
   )
 
 
-def plot_precision(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
-  """Plot precision curves, label to [51] values, and write a PNG; the legend gives 20 px."""
+def plot_precision(curves: Mapping[str, np.ndarray], path: pathlib.Path, rule: str = "otb") -> None:
+  """Plot precision curves, label to one value a threshold of a rule, and write a PNG.
+
+  The legend gives the value at 20 px, or the area where the rule gives areas.
+  """
+  declared = metrics.RULES[rule]
   _plot_curves(
     curves,
-    score=lambda curve: curve[metrics.SCORE_POSITION],
-    thresholds=metrics.PRECISION_THRESHOLDS,
-    title="Precision (at 20 pixels)",
+    score=curve_scores.area if declared.areas else lambda curve: curve[curve_scores.SCORE_POSITION],
+    thresholds=declared.precision_thresholds,
+    title=f"Precision ({'area under the curve' if declared.areas else 'at 20 pixels'})",
     x_label="centre error threshold, pixels",
     legend_at="lower right",
     path=path,

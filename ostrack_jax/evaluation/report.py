@@ -10,34 +10,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ostrack_jax.evaluation import metrics, results
-
-# Key in the files, heading in the table, decimals.
-_MEASURES = (
-  ("success_auc", "success", 4),
-  ("precision_20px", "prec@20", 4),
-  ("normalised_precision_0.2", "norm@.2", 4),
-  ("ao", "AO", 4),
-  ("sr_0.5", "SR.5", 4),
-  ("sr_0.75", "SR.75", 4),
-  ("fps", "FPS", 1),
-)
-_DEFINITIONS = {
-  "success_auc": "mean of the success curve: share of frames with overlap above 0, 0.05, ... 1",
-  "precision_20px": "share of frames with the centre within 20 pixels",
-  "normalised_precision_0.2": "share of frames with the centre within 0.2 of the annotated size",
-  "ao": "mean overlap, first and absent frames left out (GOT-10k)",
-  "sr_0.5": "share of the frames of AO with overlap above 0.5",
-  "sr_0.75": "share of the frames of AO with overlap above 0.75",
-  "fps": "tracked frames over the seconds they took, the first frame left out",
-}
+from ostrack_jax.evaluation import box_errors, curves, measures, metrics, results, text_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceScore:
   """Scores of one sequence.
 
-  measures: the seven numbers, NaN where not known. overlaps: [m], those that AO averages.
+  measures: the numbers, NaN where not known. overlaps: [m], those that AO averages.
+  frame_overlaps: [frames] IoU as tracked, 0 where a prediction is missing, NaN where the target is
+  absent; no rule has touched them. counted: how many frames the curves are over.
   """
 
   frames: int
@@ -46,6 +28,8 @@ class SequenceScore:
   precision_curve: np.ndarray
   normalised_precision_curve: np.ndarray
   overlaps: np.ndarray
+  frame_overlaps: np.ndarray
+  counted: int
   clipped: bool
   tracked_frames: int
   tracked_seconds: float
@@ -55,8 +39,10 @@ class SequenceScore:
 class Summary:
   """Scores of a set of sequences under one rule.
 
-  mean: every measure averaged over the sequences that have it; curves likewise.
-  pooled: AO, SR and FPS over the frames of all sequences together, as GOT-10k gives AO and SR.
+  mean: every measure averaged over the sequences that have it; curves likewise, except under
+  `got10k`, whose curves are over all frames together.
+  pooled: AO, SR and FPS over the frames of all sequences together, as GOT-10k gives AO and SR;
+  under `got10k` also what is read from the curves.
   declared: how many sequences the benchmark has, of which `sequences` are scored here.
   """
 
@@ -82,6 +68,19 @@ class Summary:
       return "clipped" if clipped else "unclipped"
     return f"clipped in {clipped} of {len(self.sequences)} sequences"
 
+  @property
+  def made_by(self) -> dict[str, str]:
+    """Say for every measure which rule made it, and for AO and SR whether boxes were clipped."""
+    overlap_rule = f"got10k, {self.clipping}"
+    curve_rule = overlap_rule if metrics.RULES[self.rule].clips else self.rule
+    shown = [one for one in measures.measures_of(self.rule) if one is not measures.FPS]
+    return {one.key: curve_rule if one.curve else overlap_rule for one in shown}
+
+  @property
+  def headline(self) -> dict[str, float]:
+    """Return the numbers that the benchmark is quoted by: over all frames under `got10k`, else means."""
+    return self.pooled if metrics.RULES[self.rule].pooled else self.mean
+
 
 def score(
   predictions: Mapping[str, np.ndarray],
@@ -91,6 +90,7 @@ def score(
   rule: str = "visible",
   seconds: Mapping[str, np.ndarray] | None = None,
   declared: int | None = None,
+  visible: Mapping[str, np.ndarray] | None = None,
 ) -> Summary:
   """Score predicted boxes against annotated ones, sequence by sequence.
 
@@ -98,12 +98,14 @@ def score(
     predictions: name to [n, 4] xywh pixels, row 0 the frame that the tracker was started on.
     annotations: name to [n, 4] xywh pixels, NaN where the target is absent.
     image_sizes: name to (width, height), where known: AO and SR are of boxes clipped to it.
-    rule: which frames count in the curves, a name in metrics.RULES.
+    rule: what counts, and how, in the curves: a name in metrics.RULES.
     seconds: name to [n] seconds a frame, where known.
     declared: how many sequences there should be; by default those that are given.
+    visible: name to [n] bool, False where the benchmark calls the target invisible; sequences
+      without an entry have no such labels.
 
   Raises ValueError for an unknown rule, no sequences, names without a partner, and, naming the
-  sequence, for lengths that differ or annotations without a single usable box.
+  sequence, for what the rule refuses or annotations without a single usable box.
   """
   if rule not in metrics.RULES:
     raise ValueError(f"unknown rule {rule!r}; expected one of {', '.join(metrics.RULES)}")
@@ -121,62 +123,100 @@ def score(
         metrics.RULES[rule],
         (image_sizes or {}).get(name),
         (seconds or {}).get(name),
+        (visible or {}).get(name),
       )
     except ValueError as error:
       raise ValueError(f"sequence {name}: {error}") from error
+  return _summarise(rule, sequences, len(sequences) if declared is None else declared)
+
+
+def _summarise(rule: str, sequences: dict[str, SequenceScore], declared: int) -> Summary:
   scores = list(sequences.values())
-  overlaps = np.concatenate([one.overlaps for one in scores])
+  keys = [measure.key for measure in measures.measures_of(rule)]
+  pooled = metrics.RULES[rule].pooled
+  weights = [one.counted if pooled else 1 for one in scores]
+  by_name = {
+    "success": np.average([one.success_curve for one in scores], axis=0, weights=weights),
+    "precision": np.average([one.precision_curve for one in scores], axis=0, weights=weights),
+    "normalised_precision": np.average(
+      [one.normalised_precision_curve for one in scores], axis=0, weights=weights
+    ),
+  }
   tracked_seconds = sum(one.tracked_seconds for one in scores)
   tracked_frames = sum(one.tracked_frames for one in scores)
   return Summary(
     rule=rule,
     sequences=sequences,
-    mean={key: _mean([one.measures[key] for one in scores]) for key, _, _ in _MEASURES},
+    mean={key: _mean([one.measures[key] for one in scores]) for key in keys},
     pooled={
-      **_overlap_measures(overlaps),
+      **measures.overlap_measures(np.concatenate([one.overlaps for one in scores])),
+      **(measures.read_curves(rule, by_name) if pooled else {}),
       "fps": tracked_frames / tracked_seconds if tracked_seconds > 0 else math.nan,
     },
-    success_curve=np.mean([one.success_curve for one in scores], axis=0),
-    precision_curve=np.mean([one.precision_curve for one in scores], axis=0),
-    normalised_precision_curve=np.mean([one.normalised_precision_curve for one in scores], axis=0),
-    declared=len(scores) if declared is None else declared,
+    success_curve=by_name["success"],
+    precision_curve=by_name["precision"],
+    normalised_precision_curve=by_name["normalised_precision"],
+    declared=declared,
   )
 
 
-def _score_sequence(predicted, annotated, rule, image_size, seconds) -> SequenceScore:
-  errors = rule(predicted, annotated)
-  success = metrics.success_curve(errors.overlaps)
-  precision = metrics.precision_curve(errors.centre_errors)
-  normalised = metrics.normalised_precision_curve(errors.normalised_errors)
-  overlaps = metrics.got10k_overlaps(predicted, annotated, image_size)
-  timed = results.RecordedResult(predicted, seconds)
-  fps = timed.frames_per_second()
+def by_attribute(summary: Summary, attributes: Mapping[str, tuple[str, ...]]) -> dict[str, Summary]:
+  """Return a summary for every attribute, over the scored sequences that have it.
+
+  attributes: sequence name to its attributes, of all sequences of the benchmark: a summary's
+  `declared` is how many of them have the attribute. The order is alphabetic; attributes without a
+  scored sequence are left out. Raises ValueError for a scored sequence that is not in `attributes`.
+  """
+  unknown = sorted(set(summary.sequences) - set(attributes))
+  if unknown:
+    raise ValueError(
+      f"no attributes are given for {', '.join(unknown[:5])}; expected every scored sequence "
+      "(an empty tuple for none)"
+    )
+  summaries = {}
+  for attribute in sorted({one for named in attributes.values() for one in named}):
+    having = [name for name, named in attributes.items() if attribute in named]
+    scored = {name: summary.sequences[name] for name in having if name in summary.sequences}
+    if scored:
+      summaries[attribute] = _summarise(summary.rule, scored, len(having))
+  return summaries
+
+
+def _score_sequence(predicted, annotated, rule, image_size, seconds, visible) -> SequenceScore:
+  errors = rule(predicted, annotated, visible, image_size)
+  by_name = {
+    "success": curves.success_curve(errors.overlaps, rule.success_thresholds),
+    "precision": curves.precision_curve(errors.centre_errors, rule.precision_thresholds),
+    "normalised_precision": curves.normalised_precision_curve(
+      errors.normalised_errors, rule.normalised_thresholds
+    ),
+  }
+  frames = len(annotated)
+  predicted = metrics.match_length(predicted, frames)
+  overlaps = metrics.got10k_overlaps(predicted, annotated, image_size, visible)
+  present = box_errors.usable_boxes(annotated)
+  if visible is not None:
+    present &= np.asarray(visible, dtype=bool)
+  raw = np.nan_to_num(box_errors.overlap(predicted, annotated), nan=0.0)
+  fps = results.RecordedResult(predicted, seconds).frames_per_second()
   tracked = 0 if math.isnan(fps) else len(seconds) - 1
   return SequenceScore(
-    frames=len(annotated),
+    frames=frames,
     measures={
-      "success_auc": float(success.mean()),
-      "precision_20px": float(precision[metrics.SCORE_POSITION]),
-      "normalised_precision_0.2": float(normalised[metrics.SCORE_POSITION]),
-      **_overlap_measures(overlaps),
+      **measures.read_curves(rule.name, by_name),
+      **measures.overlap_measures(overlaps),
       "fps": fps,
     },
-    success_curve=success,
-    precision_curve=precision,
-    normalised_precision_curve=normalised,
+    success_curve=by_name["success"],
+    precision_curve=by_name["precision"],
+    normalised_precision_curve=by_name["normalised_precision"],
     overlaps=overlaps,
+    frame_overlaps=np.where(present, raw, np.nan),
+    counted=len(errors.overlaps),
     clipped=image_size is not None,
     tracked_frames=tracked,
     tracked_seconds=tracked / fps if tracked else 0.0,
   )
-
-
-def _overlap_measures(overlaps: np.ndarray) -> dict[str, float]:
-  return {
-    "ao": metrics.average_overlap(overlaps),
-    "sr_0.5": metrics.success_rate(overlaps, 0.5),
-    "sr_0.75": metrics.success_rate(overlaps, 0.75),
-  }
 
 
 def _mean(values: list[float]) -> float:
@@ -189,38 +229,46 @@ def format_table(summary: Summary) -> str:
 
   A dash stands for what is not known.
   """
-  width = max(len("all frames"), *(len(name) for name in summary.sequences))
   rows = [(name, one.frames, one.measures) for name, one in summary.sequences.items()]
   frames = sum(one.frames for one in summary.sequences.values())
-  head = f"{'sequence':<{width}}  frames" + "".join(f"{head:>9}" for _, head, _ in _MEASURES)
-  lines = [head, "-" * len(head), *(_line(width, *row) for row in rows), "-" * len(head)]
-  lines.append(_line(width, "mean", frames, summary.mean))
-  lines.append(_line(width, "all frames", frames, summary.pooled))
-  lines.append(
+  totals = [("mean", frames, summary.mean), ("all frames", frames, summary.pooled)]
+  return "\n".join(
+    [*text_table.aligned("sequence", "frames", summary.rule, rows, totals), _remark(summary)]
+  )
+
+
+def format_comparison(trackers: Mapping[str, Summary]) -> str:
+  """Return an aligned table of one line a tracker; all of them must be under one rule."""
+  if not trackers:
+    raise ValueError("there are no trackers to compare; expected at least one")
+  first = next(iter(trackers.values()))
+  rows = [(name, len(one.sequences), one.headline) for name, one in trackers.items()]
+  return "\n".join([*text_table.aligned("tracker", "seqs", first.rule, rows), _remark(first)])
+
+
+def format_attributes(summaries: Mapping[str, Summary]) -> str:
+  """Return an aligned table of one line an attribute, as by_attribute gives them."""
+  if not summaries:
+    raise ValueError("there are no attributes to show; expected at least one")
+  rule = next(iter(summaries.values())).rule
+  rows = [(name, len(one.sequences), one.headline) for name, one in summaries.items()]
+  return "\n".join(text_table.aligned("attribute", "seqs", rule, rows))
+
+
+def _remark(summary: Summary) -> str:
+  return (
     f"{summary.coverage} sequences; rule of the curves: {summary.rule}; "
     f"AO and SR: GOT-10k's rule, {summary.clipping}"
   )
-  return "\n".join(lines)
 
 
-def _line(width: int, name: str, frames: int, measures: Mapping[str, float]) -> str:
-  cells = []
-  for key, _, decimals in _MEASURES:
-    value = measures.get(key, math.nan)
-    cells.append(f"{'-' if math.isnan(value) else format(value, f'.{decimals}f'):>9}")
-  return f"{name:<{width}}  {frames:>6}" + "".join(cells)
-
-
-def write_json(summary: Summary, path: pathlib.Path, extra: Mapping | None = None) -> None:
-  """Write the summary as JSON; null stands for what is not known.
-
-  extra: further keys in front, such as the data set's name, and the missing and failed sequences.
-  """
-  content = {
-    **(extra or {}),
+def as_json(summary: Summary) -> dict:
+  """Return a summary as what JSON can hold, without times: the same run gives the same bytes."""
+  return {
     "sequences": summary.coverage,
     "rule": summary.rule,
     "ao_and_sr": f"got10k, {summary.clipping}",
+    "made_by": summary.made_by,
     "mean": _known(summary.mean),
     "all_frames": _known(summary.pooled),
     "per_sequence": {
@@ -232,21 +280,68 @@ def write_json(summary: Summary, path: pathlib.Path, extra: Mapping | None = Non
       "precision": summary.precision_curve.tolist(),
       "normalised_precision": summary.normalised_precision_curve.tolist(),
     },
-    "definitions": _DEFINITIONS,
+    "definitions": {
+      one.key: one.definition
+      for one in measures.measures_of(summary.rule)
+      if one is not measures.FPS
+    },
   }
+
+
+def write_json(
+  summary: Summary,
+  path: pathlib.Path,
+  extra: Mapping | None = None,
+  attributes: Mapping[str, Summary] | None = None,
+) -> None:
+  """Write the summary as JSON; null stands for what is not known. Times are write_timing's.
+
+  extra: further keys in front, such as the data set's name, and the missing and failed sequences.
+  attributes: what by_attribute gives, to be written as `per_attribute`.
+  """
+  content = {**(extra or {}), **as_json(summary)}
+  if attributes is not None:
+    content["per_attribute"] = {
+      name: {"sequences": one.coverage, **_known(one.headline)} for name, one in attributes.items()
+    }
   results.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _known(measures: Mapping[str, float]) -> dict[str, float | None]:
-  return {key: None if math.isnan(value) else value for key, value in measures.items()}
+def _known(values: Mapping[str, float]) -> dict[str, float | None]:
+  return {key: _null(value) for key, value in values.items() if key != measures.FPS.key}
+
+
+def _null(value: float) -> float | None:
+  return None if math.isnan(value) else value
 
 
 def write_csv(summary: Summary, path: pathlib.Path) -> None:
   """Write one row a sequence, with a header; an empty cell stands for what is not known."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["sequence", "frames", *(key for key, _, _ in _MEASURES)])
+  keys = list(summary.made_by)
+  writer.writerow(["sequence", "frames", *keys])
   for name, one in summary.sequences.items():
     known = _known(one.measures)
-    writer.writerow([name, one.frames, *(known[key] for key, _, _ in _MEASURES)])
+    writer.writerow([name, one.frames, *(known[key] for key in keys)])
   results.write_text(path, text.getvalue())
+
+
+def write_timing(summary: Summary, path: pathlib.Path, extra: Mapping | None = None) -> None:
+  """Write frames per second as JSON, over all frames and a sequence; null where not known."""
+  fps = measures.FPS.key
+  content = {
+    **(extra or {}),
+    "all_frames": {fps: _null(summary.pooled[fps])},
+    "mean": {fps: _null(summary.mean[fps])},
+    "per_sequence": {
+      name: {
+        fps: _null(one.measures[fps]),
+        "tracked_frames": one.tracked_frames,
+        "tracked_seconds": one.tracked_seconds,
+      }
+      for name, one in summary.sequences.items()
+    },
+    "definitions": {fps: measures.FPS.definition},
+  }
+  results.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

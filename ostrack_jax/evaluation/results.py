@@ -1,6 +1,11 @@
-"""Result files: one `<name>.txt` of boxes a sequence, and `<name>_time.txt` of seconds."""
+"""Result files: one `<name>.txt` of boxes a sequence, and what is known of seconds and scores.
+
+Others write seconds to `<name>_time.txt`; the evaluator writes them to one timing.json above.
+"""
 
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 
@@ -9,6 +14,7 @@ import numpy as np
 from ostrack_jax import annotations
 
 _TIME_SUFFIX = "_time"
+TIMING_FILE = "timing.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +47,35 @@ def write_text(path: pathlib.Path, text: str) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def write_result(folder: pathlib.Path, name: str, result: RecordedResult) -> None:
-  """Write the boxes as comma-separated float pixels, one row a frame, and the seconds.
+def write_result(
+  folder: pathlib.Path, name: str, result: RecordedResult, *, integer_boxes: bool = False
+) -> None:
+  """Write the boxes, one row a frame, and where they are known the seconds to `<name>_time.txt`.
 
-  The official code truncates to whole pixels, which costs a little accuracy; this does not.
+  Boxes are comma-separated float pixels. integer_boxes: tab-separated whole pixels truncated toward
+  zero, as the official code writes them, which costs a little accuracy.
   """
-  rows = ("{:.4f},{:.4f},{:.4f},{:.4f}\n".format(*box) for box in result.boxes_xywh.tolist())
+  if integer_boxes:
+    truncated = np.trunc(result.boxes_xywh).astype(np.int64).tolist()
+    rows = ["{}\t{}\t{}\t{}\n".format(*box) for box in truncated]
+  else:
+    rows = ["{:.4f},{:.4f},{:.4f},{:.4f}\n".format(*box) for box in result.boxes_xywh.tolist()]
   if result.seconds is not None:
     seconds = "".join(f"{value:.6f}\n" for value in result.seconds.tolist())
     write_text(folder / f"{name}{_TIME_SUFFIX}.txt", seconds)
   write_text(folder / f"{name}.txt", "".join(rows))
 
 
+def write_scores(folder: pathlib.Path, name: str, scores: np.ndarray) -> None:
+  """Write `<name>.txt`: the score of each frame, `nan` for the first."""
+  write_text(folder / f"{name}.txt", "".join(f"{value:.6f}\n" for value in scores.tolist()))
+
+
 def read_result(folder: pathlib.Path, name: str) -> RecordedResult:
-  """Read `<name>.txt` (x y w h with any usual separator) and, where it exists, its seconds.
+  """Read `<name>.txt` (x y w h with any usual separator) and, where they are known, its seconds.
+
+  Seconds come from `<name>_time.txt`, else from the evaluator's timing.json in the folder or one of the
+  two above it; where that has only their sum, every frame gets its share.
 
   Raises FileNotFoundError for missing boxes and ValueError, naming the file, for what is not four
   columns of numbers.
@@ -64,8 +85,47 @@ def read_result(folder: pathlib.Path, name: str) -> RecordedResult:
   if boxes_xywh.shape[1] != 4:
     raise ValueError(f"{path} has {boxes_xywh.shape[1]} columns; a result needs 4: x, y, w, h")
   time_path = folder / f"{name}{_TIME_SUFFIX}.txt"
-  seconds = annotations.read_rows(time_path)[:, 0] if time_path.is_file() else None
+  if time_path.is_file():
+    seconds = annotations.read_rows(time_path)[:, 0]
+  else:
+    seconds = _timed_seconds(folder, name)
   return RecordedResult(boxes_xywh=boxes_xywh, seconds=seconds)
+
+
+def read_timing(path: pathlib.Path) -> dict:
+  """Return what timing.json says; an empty one where there is none. ValueError where it is damaged."""
+  if not path.is_file():
+    return {}
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not readable JSON ({error}); remove it") from error
+  if not isinstance(content, dict) or not isinstance(content.get("per_sequence", {}), dict):
+    raise ValueError(f"{path} is not a {TIMING_FILE} of the evaluator; remove it")
+  return content
+
+
+def _timed_seconds(folder: pathlib.Path, name: str) -> np.ndarray | None:
+  for above in (folder, *folder.absolute().parents[:2]):
+    path = above / TIMING_FILE
+    if path.is_file():
+      entry = _unchanged_timing(path, path.stat().st_mtime_ns).get("per_sequence", {}).get(name)
+      return None if entry is None else _seconds_of(entry)
+  return None
+
+
+@functools.lru_cache(maxsize=2)
+def _unchanged_timing(path: pathlib.Path, modified: int) -> dict:
+  # A benchmark's sequences are read one after another, and share this file.
+  del modified
+  return read_timing(path)
+
+
+def _seconds_of(entry: dict) -> np.ndarray:
+  if "seconds" in entry:
+    return np.array(entry["seconds"], dtype=np.float64)
+  frames = entry["tracked_frames"] + 1
+  return np.full(frames, entry["tracked_seconds"] / frames)
 
 
 def names_in(folder: pathlib.Path) -> list[str]:

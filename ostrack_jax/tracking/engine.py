@@ -24,6 +24,40 @@ class FrameTracker(Protocol):
   def update(self, frame) -> TrackResult: ...
 
 
+class Movable(FrameTracker, Protocol):
+  """A tracker whose last box can be set, as Tracker's can."""
+
+  @property
+  def box_xywh(self) -> np.ndarray: ...
+
+  @box_xywh.setter
+  def box_xywh(self, box_xywh) -> None: ...
+
+
+class TeacherForced:
+  """Starts every frame of a tracker from a given box, whatever was found in the frame before.
+
+  Args:
+    start_boxes_xywh: [n, 4]: frame t is searched around row t - 1; see lane.starting_boxes.
+  """
+
+  def __init__(self, tracker: Movable, start_boxes_xywh: np.ndarray):
+    self._tracker = tracker
+    self._starts = start_boxes_xywh
+    self._index = 0
+
+  def init(self, frame, box_xywh) -> None:
+    """Start the track; see Tracker.init."""
+    self._tracker.init(frame, box_xywh)
+    self._index = 0
+
+  def update(self, frame) -> TrackResult:
+    """Find the target in the next frame; see Tracker.update."""
+    self._tracker.box_xywh = self._starts[self._index]
+    self._index += 1
+    return self._tracker.update(frame)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrackedFrame:
   """A frame and what the tracker said of it.

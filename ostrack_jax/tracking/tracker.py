@@ -91,24 +91,36 @@ def locate(model: OSTrack, variables, template, search, window, template_mask=No
   return box_cxcywh, output.score_map.max(axis=(1, 2, 3))
 
 
-def box_in_frame(box_cxcywh, previous_box_xywh, resize_factor: float, search_size: int):
-  """Map a box from the search crop to the frame.
+def box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size: int) -> np.ndarray:
+  """Map boxes from their search crops to the frame.
 
   Args:
-    box_cxcywh: [4] in the unit square of the crop.
-    previous_box_xywh: [4] the box the crop was cut around, pixels of the frame.
-    resize_factor: crop pixels per frame pixel.
+    box_cxcywh: [..., 4] in the unit square of the crop.
+    previous_box_xywh: [..., 4] the box the crop was cut around, pixels of the frame.
+    resize_factor: [...] crop pixels per frame pixel.
     search_size: side of the crop in pixels.
 
   Returns:
-    [4] float64 xywh, pixels of the frame, not clipped. As in the official tracker the crop's centre
-    counts as the previous box's centre, although the crop was cut at whole pixels.
+    [..., 4] float64 xywh, pixels of the frame, not clipped. As in the official tracker the crop's
+    centre counts as the previous box's centre, although the crop was cut at whole pixels.
   """
-  side = search_size / resize_factor
-  cx, cy, w, h = np.asarray(box_cxcywh, np.float64) * side
+  side = (search_size / np.asarray(resize_factor, np.float64))[..., None]
+  found = np.asarray(box_cxcywh, np.float64) * side
   previous = np.asarray(previous_box_xywh, np.float64)
-  centre = previous[:2] + 0.5 * previous[2:] - 0.5 * side
-  return np.array([centre[0] + cx - 0.5 * w, centre[1] + cy - 0.5 * h, w, h])
+  centre = previous[..., :2] + 0.5 * previous[..., 2:] - 0.5 * side
+  corner = centre + found[..., :2] - 0.5 * found[..., 2:]
+  return np.concatenate([corner, found[..., 2:]], axis=-1)
+
+
+def next_box(
+  box_cxcywh, previous_box_xywh, resize_factor, search_size: int, height, width
+) -> np.ndarray:
+  """Map boxes from their search crops to the frame as box_in_frame does, and clip them to it.
+
+  height, width: [...] of the frames in pixels. Every side of the result is at least 10 pixels.
+  """
+  moved = box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size)
+  return boxes.clip_box_xywh(moved, height, width, _MARGIN_PX)
 
 
 def checked_box(box_xywh, frame_size: tuple[int, int]) -> np.ndarray:
@@ -141,6 +153,71 @@ def checked_box(box_xywh, frame_size: tuple[int, int]) -> np.ndarray:
   return box
 
 
+def tracking_factors(
+  checkpoint: TrackableCheckpoint,
+  search_factor: float | None = None,
+  template_factor: float | None = None,
+) -> tuple[float, float]:
+  """Return the factors of search region and template: the given, or where None the description's.
+
+  Raises:
+    ValueError: a factor out of range, or a checkpoint whose head was never trained.
+  """
+  if not checkpoint.description.get("complete", True):
+    raise ValueError("this checkpoint is an encoder with an untrained head; train it first")
+  described = checkpoint.description["tracker"]
+  return (
+    _factor("search_factor", search_factor, described),
+    _factor("template_factor", template_factor, described),
+  )
+
+
+def cut_template(
+  frame, box_xywh, model: OSTrack, template_factor: float
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, tuple[int, int]]:
+  """Cut what a track remembers of its first frame.
+
+  Args:
+    frame, box_xywh: as for Tracker.init, which also says what is raised.
+
+  Returns:
+    Template [Z, Z, 3] uint8; mask [Nz] bool of its tokens on the target, None where the model needs
+    none; the box [4] float64; and the frame's (height, width).
+  """
+  frame = rgb_frame(frame)
+  height, width = frame.shape[:2]
+  if min(height, width) < _MARGIN_PX:
+    raise ValueError(
+      f"frame of {width} x {height} pixels is too small; expected at least {_MARGIN_PX} on each side"
+    )
+  box = checked_box(box_xywh, (height, width))
+  size = model.template_size
+  template, resize_factor = crop.crop_square(frame, box, template_factor, size)
+  mask = None
+  if model.template_tokens == "ground_truth_box":
+    in_crop = crop.box_in_crop(box, box, resize_factor, size)
+    (mask,) = candidates.template_mask_from_boxes(in_crop[None].astype(np.float32), size)
+  return template, mask, box, (height, width)
+
+
+def cut_search(
+  frame, box_xywh, model: OSTrack, search_factor: float, frame_size: tuple[int, int]
+) -> tuple[np.ndarray, float]:
+  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel.
+
+  Raises:
+    ValueError: the frame cannot be used or is not of frame_size (height, width).
+  """
+  frame = rgb_frame(frame)
+  if frame.shape[:2] != frame_size:
+    height, width = frame_size
+    raise ValueError(
+      f"frame of {frame.shape[1]} x {frame.shape[0]} pixels follows frames of {width} x {height}; "
+      "resize the frames or call init again"
+    )
+  return crop.crop_square(frame, box_xywh, search_factor, model.search_size)
+
+
 class Tracker:
   """Follow one target through the frames of a video.
 
@@ -160,12 +237,10 @@ class Tracker:
     search_factor: float | None = None,
     template_factor: float | None = None,
   ):
-    if not checkpoint.description.get("complete", True):
-      raise ValueError("this checkpoint is an encoder with an untrained head; train it first")
+    self.search_factor, self.template_factor = tracking_factors(
+      checkpoint, search_factor, template_factor
+    )
     self.model = checkpoint.model
-    described = checkpoint.description["tracker"]
-    self.search_factor = _factor("search_factor", search_factor, described)
-    self.template_factor = _factor("template_factor", template_factor, described)
     # Named, because variables from a training mesh lie on all its devices and would stay there.
     self._device = next(iter(jnp.zeros(()).devices()))
     self._variables = jax.device_put(
@@ -184,26 +259,14 @@ class Tracker:
     Raises:
       ValueError: the frame or the box cannot be used.
     """
-    frame = rgb_frame(frame)
-    height, width = frame.shape[:2]
-    if min(height, width) < _MARGIN_PX:
-      raise ValueError(
-        f"frame of {width} x {height} pixels is too small; expected at least {_MARGIN_PX} on each side"
-      )
-    box = checked_box(box_xywh, (height, width))
-    size = self.model.template_size
-    template, resize_factor = crop.crop_square(frame, box, self.template_factor, size)
-    mask = None
-    if self.model.template_tokens == "ground_truth_box":
-      in_crop = crop.box_in_crop(box, box, resize_factor, size)
-      mask = jax.device_put(
-        candidates.template_mask_from_boxes(in_crop[None].astype(np.float32), size), self._device
-      )
+    template, mask, box, frame_size = cut_template(
+      frame, box_xywh, self.model, self.template_factor
+    )
     self._state = TrackState(
       template=jax.device_put(template[None], self._device),
-      template_mask=mask,
+      template_mask=None if mask is None else jax.device_put(mask[None], self._device),
       box_xywh=box,
-      frame_size=(height, width),
+      frame_size=frame_size,
     )
 
   def update(self, frame) -> TrackResult:
@@ -217,15 +280,9 @@ class Tracker:
       ValueError: the frame cannot be used.
     """
     state = self._started("update")
-    frame = rgb_frame(frame)
-    if frame.shape[:2] != state.frame_size:
-      height, width = state.frame_size
-      raise ValueError(
-        f"frame of {frame.shape[1]} x {frame.shape[0]} pixels follows frames of {width} x {height}; "
-        "resize the frames or call init again"
-      )
-    size = self.model.search_size
-    search, resize_factor = crop.crop_square(frame, state.box_xywh, self.search_factor, size)
+    search, resize_factor = cut_search(
+      frame, state.box_xywh, self.model, self.search_factor, state.frame_size
+    )
     found, score = jax.device_get(
       locate(
         self.model,
@@ -236,8 +293,8 @@ class Tracker:
         state.template_mask,
       )
     )
-    box = boxes.clip_box_xywh(
-      box_in_frame(found[0], state.box_xywh, resize_factor, size), *state.frame_size, _MARGIN_PX
+    box = next_box(
+      found[0], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
     )
     self._state = dataclasses.replace(state, box_xywh=box)
     return TrackResult(box_xywh=box.copy(), score=float(score[0]))

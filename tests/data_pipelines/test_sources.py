@@ -66,7 +66,7 @@ def test_sequences_can_be_walked_from_several_frames(prepared):
     ("test-000000 from frame 6", 4),
   ]
   np.testing.assert_array_equal(parts[1].frames[1], sequence.frames[6])
-  np.testing.assert_array_equal(list(parts[2].frames)[0], sequence.frames[6])
+  np.testing.assert_array_equal(next(iter(parts[2].frames)), sequence.frames[6])
   np.testing.assert_array_equal(parts[2].boxes_xywh, sequence.boxes_xywh[6:])
   assert [part.name for part in sequence.parts(1)] == ["test-000000"]
   # More starts than frames: every frame but the last, behind which there is nothing.

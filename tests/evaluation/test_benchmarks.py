@@ -4,7 +4,7 @@ import importlib.resources
 import numpy as np
 import pytest
 
-from ostrack_jax.evaluation import benchmarks
+from ostrack_jax.evaluation import benchmarks, metrics
 
 OTB, FOLDER = benchmarks.BENCHMARKS["otb"], benchmarks.BENCHMARKS["folder"]
 
@@ -25,6 +25,20 @@ def numbered(first, last, digits=4):
 
 def select_otb(root, *names, **options):
   return benchmarks.select(OTB, root, sequences=names, **options).videos
+
+
+def test_every_declaration_is_complete():
+  assert set(benchmarks.BENCHMARKS) == {
+    *("lasot", "lasot_ext", "trackingnet", "got10k_test", "got10k_val", "nfs", "uav123", "uav20l"),
+    *("tnl2k", "otb", "davis", "vot", "folder"),
+  }
+  for name, benchmark in benchmarks.BENCHMARKS.items():
+    assert benchmark.name == name
+    assert benchmark.rule in metrics.RULES, name
+    assert benchmark.layout.startswith("<root>/")
+    assert benchmark.absent
+  open_ended = {name for name, b in benchmarks.BENCHMARKS.items() if b.expected is None}
+  assert open_ended == {"davis", "vot", "folder"}
 
 
 def test_otb_has_its_100_sequences_and_59_035_frames(tmp_path):

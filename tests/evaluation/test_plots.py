@@ -43,6 +43,17 @@ def test_precision_plot_gives_the_value_at_20_pixels(tmp_path, figures):
   assert legend_of(figures[0].axes[0]) == ["a [0.400]"]
 
 
+def test_plots_follow_the_rule(tmp_path, figures):
+  """TrackingNet's curves have 21 thresholds and are told by their area."""
+  plots.plot_precision({"a": np.linspace(0, 1, 21)}, tmp_path / "p.png", rule="trackingnet")
+  plots.plot_success({"a": np.linspace(1, 0, 101)}, tmp_path / "s.png", rule="got10k")
+  precision, success = figures[0].axes[0], figures[1].axes[0]
+  assert legend_of(precision) == ["a [0.500]"]
+  assert precision.get_title() == "Precision (area under the curve)"
+  np.testing.assert_allclose(precision.lines[0].get_xdata()[[1, 20]], [2.5, 50])
+  np.testing.assert_allclose(success.lines[0].get_xdata()[[1, 100]], [0.01, 1])
+
+
 def test_wrong_curves_are_refused(tmp_path):
   with pytest.raises(ValueError, match="no curves"):
     plots.plot_success({}, tmp_path / "s.png")

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 
 from ostrack_jax.tracking import frames
 from ostrack_jax.visualization import VideoWriter
@@ -154,3 +155,45 @@ def test_alpha_is_dropped():
 def test_other_arrays_are_refused_with_the_cure(frame, message):
   with pytest.raises(ValueError, match=message):
     frames.rgb_frame(frame)
+
+
+def _jpeg(image, **options):
+  return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=85, **options)
+
+
+@pytest.mark.parametrize("kind", ["420", "444", "grey", "odd", "exif", "png"])
+def test_images_decode_to_opencvs_pixels_also_into_given_memory(tmp_path, kind):
+  rng = np.random.default_rng(0)
+  image = cv2.resize(
+    rng.integers(0, 256, (6, 9, 3), np.uint8), (61, 45) if kind == "odd" else (64, 48)
+  )
+  match kind:
+    case "grey":
+      data = _jpeg(image[..., :1], colorspace="GRAY", colorsubsampling="Gray")
+    case "444":
+      data = _jpeg(image, colorsubsampling="444")
+    case "png":
+      data = cv2.imencode(".png", image)[1].tobytes()
+    case _:
+      data = _jpeg(image, colorsubsampling="420")
+  if kind == "exif":
+    # Orientation 6: to be turned by a quarter.
+    tag = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    data = data[:2] + b"\xff\xe1" + (len(tag) + 2).to_bytes(2, "big") + tag + data[2:]
+  path = tmp_path / "image"
+  path.write_bytes(data)
+  expected = cv2.imread(str(path))[..., ::-1]
+  np.testing.assert_array_equal(frames.read_image(path), expected)
+  for size in (10, 50000):
+    memory = np.zeros(size, np.uint8)
+    np.testing.assert_array_equal(frames.decode_image(data, path, memory), expected)
+  assert frames.image_size(path) == (expected.shape[1], expected.shape[0])
+  if kind == "exif":
+    assert expected.shape[:2] == (64, 48)
+
+
+def test_a_jpeg_cut_short_is_not_read_in_part(tmp_path):
+  data = _jpeg(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+  (tmp_path / "a.jpg").write_bytes(data[: len(data) * 2 // 3])
+  with pytest.raises(ValueError, match=r"a\.jpg is not a readable image"):
+    frames.read_image(tmp_path / "a.jpg")

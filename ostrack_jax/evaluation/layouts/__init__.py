@@ -1,0 +1,1 @@
+"""Where each benchmark's frames and annotations lie, and what is peculiar about them."""
