@@ -39,16 +39,17 @@ class FrameSequence:
   visible: np.ndarray
 
   def parts(self, starts: int) -> "list[FrameSequence]":
-    """Return the rest of the sequence behind each of so many evenly spaced frames, itself the first.
+    """Return the rest of the sequence from each of so many evenly spaced frames on, the first among them.
 
-    Each begins with the next frame in which the target is visible; what has no further frame is left out.
+    Each begins with the next frame in which the target is visible. What has no further frame, or begins
+    where another does, is left out.
     """
-    found = []
-    for first in sorted({len(self.visible) * i // starts for i in range(starts)}):
+    found = set()
+    for first in {len(self.visible) * i // starts for i in range(starts)}:
       (later,) = self.visible[first:].nonzero()
       if len(later) and first + later[0] + 1 < len(self.visible):
-        found.append(self._from(first + int(later[0])))
-    return found
+        found.add(first + int(later[0]))
+    return [self._from(first) for first in sorted(found)]
 
   def _from(self, first: int) -> "FrameSequence":
     name = f"{self.name} from frame {first}" if first else self.name

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import uuid
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class RecordedResult:
 def write_text(path: pathlib.Path, text: str) -> None:
   """Write a text file under a temporary name, then rename it, so that no half file is left."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
   try:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

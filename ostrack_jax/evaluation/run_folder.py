@@ -25,8 +25,8 @@ _TIMING_SHARE = 0.05
 
 
 def sequences_digest(videos: Sequence[Video]) -> str:
-  """Return a hash of which sequences a run covers, in order, with their lengths and first boxes."""
-  rows = [[video.name, len(video.frames), video.boxes_xywh[0].tolist()] for video in videos]
+  """Return a hash of which sequences a run covers, in order, with their lengths and boxes."""
+  rows = [[video.name, len(video.frames), video.boxes_xywh.tolist()] for video in videos]
   return f"{len(videos)} sequences, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]}"
 
 

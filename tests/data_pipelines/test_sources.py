@@ -69,6 +69,8 @@ def test_sequences_can_be_walked_from_several_frames(prepared):
   np.testing.assert_array_equal(next(iter(parts[2].frames)), sequence.frames[6])
   np.testing.assert_array_equal(parts[2].boxes_xywh, sequence.boxes_xywh[6:])
   assert [part.name for part in sequence.parts(1)] == ["test-000000"]
+  late = dataclasses.replace(sequence, visible=np.array([1] + [0] * 6 + [1] * 3, bool))
+  assert [part.name for part in late.parts(4)] == ["test-000000", "test-000000 from frame 7"]
   # More starts than frames: every frame but the last, behind which there is nothing.
   assert len(sequence.parts(50)) == 9
 
