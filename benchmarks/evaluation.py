@@ -33,7 +33,7 @@ from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import frames as frame_files
 from ostrack_jax.tracking import lanes
-from ostrack_jax.tracking.lane import LaneSequence, starting_boxes
+from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.tracker import locate
 from ostrack_jax.training.state import init_variables
 
@@ -99,7 +99,7 @@ def procedural_sequences(folder: pathlib.Path, count: int, length: int) -> list[
 
 
 def _sequence(name: str, paths, truth: np.ndarray, forced: bool) -> LaneSequence:
-  starts = starting_boxes(truth) if forced else None
+  starts = truth if forced else None
   return LaneSequence(name=name, frames=paths, init_box_xywh=truth[0], start_boxes_xywh=starts)
 
 

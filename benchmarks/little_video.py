@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 
-import jax
 from absl import flags
 
 from ostrack_jax import command_line
@@ -95,7 +94,7 @@ def gather(workdir: pathlib.Path, run: str, seed: int) -> dict:
   entry = {
     "run": run,
     "seed": seed,
-    "device": jax.devices()[0].device_kind,
+    "devices": report["devices"],
     "pairs": report["pairs"],
     "minutes": round(report["minutes"], 2),
     "best_checkpoint_pairs": best * batch,

@@ -297,7 +297,7 @@ def make_pair(
       image = stored_crop.cut_warped(stored, window, size, warp, centre_xy)
       in_crop = variation.warp_box(in_crop, warp)
     else:
-      image, _, _ = stored_crop.cut(stored, cut_box, factor, size)
+      image = stored_crop.cut(stored, window, size)
     if name == "search" and distractor is not None:
       variation.paste_distractor(rng, image, size * in_crop, *distractor)
     if settings.colour_jitter:

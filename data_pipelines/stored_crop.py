@@ -11,41 +11,32 @@ from ostrack_jax import crop
 _scratch = threading.local()
 
 
-def cut(
-  stored: StoredFrame, around_xywh: np.ndarray, factor: float, output_size: int
-) -> tuple[np.ndarray, float, float]:
-  """Cut the square around a box, pad with black where the frame ends, and resize.
+def cut(stored: StoredFrame, window: crop.CropWindow, output_size: int) -> np.ndarray:
+  """Cut a square, pad with black where the frame ends, and resize.
 
   Args:
     stored: a frame or the part of it that a context record holds.
-    around_xywh: [4] pixels of the full frame.
-    factor: crop side over sqrt(w * h).
+    window: the square of the full frame.
     output_size: side of the result in pixels.
 
   Returns:
-    The crop [output_size, output_size, 3] uint8; the resize factor (crop pixels per frame pixel); and
-    the share, 0 to 1, of the frame pixels in the crop's square that are not stored (they repeat the
-    edge of what is). Of a stored region at full resolution the crop is the full frame's, bit for bit
+    The crop [output_size, output_size, 3] uint8. Frame pixels that are not stored (missing_share) repeat
+    the edge of what is. Of a stored region at full resolution the crop is the full frame's, bit for bit
     but for its JPEG coding; of a shrunk one it has the same geometry, to 1/64 of a stored pixel.
     Follows the official `sample_target`, its padding included: see ostrack_jax.crop.
-
-  Raises:
-    ValueError: from ostrack_jax.crop.crop_window.
   """
-  window = crop.crop_window(around_xywh, factor)
-  resize_factor = output_size / window.side
-  missing = missing_share(stored, window)
   x1, y1, x2, y2 = _shown_part(stored, window)
   if x2 <= x1 or y2 <= y1:
-    return np.zeros((output_size, output_size, 3), np.uint8), resize_factor, 0.0
-  if missing == 0.0 and stored.is_full_resolution:
-    rx1, ry1, _, _ = stored.region_xyxy
+    return np.zeros((output_size, output_size, 3), np.uint8)
+  rx1, ry1, rx2, ry2 = stored.region_xyxy
+  is_stored = rx1 <= x1 and ry1 <= y1 and x2 <= rx2 and y2 <= ry2
+  if is_stored and stored.is_full_resolution:
     width, height = stored.frame_wh
     left, top, right, bottom = window.padding(height, width)
     part = stored.image[y1 - ry1 : y2 - ry1, x1 - rx1 : x2 - rx1]
     square = _padded(part, left, top, window.side) if left or top or right or bottom else part
-    return cv2.resize(square, (output_size, output_size)), resize_factor, 0.0
-  return _warp(stored, window, (x1, y1, x2, y2), output_size), resize_factor, missing
+    return cv2.resize(square, (output_size, output_size))
+  return _warp(stored, window, (x1, y1, x2, y2), output_size)
 
 
 def _shown_part(stored: StoredFrame, window: crop.CropWindow) -> tuple[int, int, int, int]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line
+from ostrack_jax import __version__, command_line
 from ostrack_jax.evaluation import (
   benchmarks,
   html_report,
@@ -89,7 +89,7 @@ flags.DEFINE_string(
   "compilation_cache", "~/.cache/ostrack_jax/compilation", "folder that keeps compiled programs; '' for none", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_bool(
-  "multi_host", False, "share the sequences out over the processes of the cluster that jax finds", flag_values=FLAGS
+  "multi_host", False, "share the sequences out over the processes of the cluster that jax finds; all of them need to see --output", flag_values=FLAGS
 )  # fmt: skip
 
 
@@ -190,11 +190,14 @@ def _track_benchmark() -> int:
     limit=FLAGS.limit,
     allow_missing=FLAGS.allow_missing,
   )
+  rule = FLAGS.rule or benchmark.rule
+  scoring.check_rule(selection.videos, rule)
   run = open_run(selection.videos)
   settings = run.settings | {
     "dataset": FLAGS.dataset,
     "integer_boxes": FLAGS.integer_boxes,
     "sequences": run_folder.sequences_digest(selection.videos),
+    "ostrack_jax": __version__,
   }
   folder = run_folder.RunFolder(
     output,
@@ -213,22 +216,23 @@ def _track_benchmark() -> int:
     failed = _gather(output, failed, process, processes)
     if process:
       return 1 if failed else 0
-  summary = score_and_write(
+  score_and_write(
     selection,
     folder,
     failed,
     dataset=FLAGS.dataset,
     label=pathlib.Path(FLAGS.checkpoint).resolve().stem,
-    rule=FLAGS.rule or benchmark.rule,
+    rule=rule,
     timed=FLAGS.one_by_one,
     teacher_forced=FLAGS.teacher_forced,
   )
   for name, reason in selection.missing.items():
     print(f"left out {name}: {reason}", file=sys.stderr)
-  if summary is None and not all(video.is_annotated for video in selection.videos):
+  held_back = not any(video.is_annotated for video in selection.videos)
+  if held_back and len(failed) < len(selection.videos):
     print(
       f"{FLAGS.dataset} holds its annotations back, so nothing is scored; pack the results for its server: "
-      f"python -m ostrack_jax.pack --dataset={FLAGS.dataset} --results={folder.results} "
+      f"python -m ostrack_jax.pack --dataset={FLAGS.dataset} --results={output} "
       f"--root={FLAGS.root} --output={FLAGS.dataset}.zip"
     )
   print(f"written to {output}")

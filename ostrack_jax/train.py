@@ -167,6 +167,7 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     "steps": int(state.step),
     "pairs": int(state.step) * settings.batch_size,
     "minutes": seconds / 60,
+    "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
     "parameters": _count(state.params),
     "held_out_pairs": {"search_centre": config.data.validation_search_centre, "results": held_out},
   }

@@ -56,3 +56,13 @@ def golden():
     pytest.skip(f"golden file {name} is not here and OSTRACK_REFERENCE does not lead to it")
 
   return find
+
+
+@pytest.fixture
+def result_files(tmp_path):
+  """Folders of result files and of annotations, of sequences a and b, three frames each."""
+  for folder in ("boxes", "truth"):
+    (tmp_path / folder).mkdir()
+    for name in "ab":
+      (tmp_path / folder / f"{name}.txt").write_text("0,0,10,10\n" * 3)
+  return tmp_path / "boxes", tmp_path / "truth"

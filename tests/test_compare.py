@@ -145,6 +145,21 @@ def test_labels_are_folder_names_and_never_repeat(files):
     comparison.label_folders(folders[:2], ["x"])
 
 
+def test_what_the_evaluator_wrote_is_called_by_its_run(files):
+  for run in ("one", "two"):
+    write_boxes(files / run / "results" / "got10k" / "a.txt", (0, 0, 10, 10))
+    (files / run / "run.json").write_text("{}")
+  inside = [files / run / "results" / "got10k" for run in ("one", "two")]
+  expected = dict(zip(("one", "two"), inside))
+  assert comparison.label_folders([files / "one", files / "two"]) == expected
+  assert comparison.label_folders(inside) == expected
+  write_boxes(files / "one" / "results" / "trackingnet" / "a.txt", (0, 0, 10, 10))
+  with pytest.raises(ValueError, match="results in got10k, trackingnet; name one of these"):
+    comparison.label_folders([files / "one"])
+  with pytest.raises(FileNotFoundError, match=r"truthless is not a folder"):
+    comparison.label_folders([files / "truthless"])
+
+
 def test_unequal_lengths_are_told_and_follow_the_rule(files):
   write_boxes(files / "good" / "a.txt", *[(0, 0, 10, 10)] * 2)
   videos = comparison.read_annotations(files / "truth")

@@ -255,7 +255,7 @@ def test_benchmarks_without_public_annotations_are_tracked_and_not_scored(
   assert main(*arguments, f"--output={output}") == 0
   assert len((output / "results" / "trackingnet" / "a.txt").read_text().splitlines()) == 3
   assert not (output / "summary.json").exists()
-  assert f"python -m ostrack_jax.pack --dataset=trackingnet --results={output / 'results'}" in (
+  assert f"python -m ostrack_jax.pack --dataset=trackingnet --results={output} " in (
     capsys.readouterr().out
   )
 
@@ -287,6 +287,15 @@ def test_several_processes_track_their_shares_and_the_first_one_scores_all(
   assert not list((tmp_path / "out").glob(".failed*"))
 
 
+def test_a_rule_that_cannot_score_the_annotations_stops_before_tracking(track, tree, runs):
+  (path,) = (tree / "moves").glob("groundtruth*.txt")
+  rows = path.read_text().splitlines()
+  path.write_text("\n".join([*rows[:-1], "nan,nan,nan,nan"]) + "\n")
+  with pytest.raises(SystemExit, match="sequence moves: annotated box of frame 3 is NaN"):
+    track("--rule=pytracking")
+  assert not runs
+
+
 @pytest.mark.parametrize(
   ("arguments", "said"),
   [
@@ -305,25 +314,17 @@ def test_mistakes_end_in_one_sentence(main, arguments, said):
   assert said in str(stop.value)
 
 
-@pytest.fixture
-def files(tmp_path):
-  """Annotations and results of sequences a and b, three frames each."""
-  for folder in ("truth", "boxes"):
-    (tmp_path / folder).mkdir()
-    for name in "ab":
-      (tmp_path / folder / f"{name}.txt").write_text("0,0,10,10\n" * 3)
-  return tmp_path / "boxes", tmp_path / "truth"
-
-
-def test_result_files_are_scored_without_jax(files, tmp_path):
-  done = command(f"--results={files[0]}", f"--annotations={files[1]}", f"--output={tmp_path / 'o'}")
+def test_result_files_are_scored_without_jax(result_files, tmp_path):
+  done = command(
+    f"--results={result_files[0]}", f"--annotations={result_files[1]}", f"--output={tmp_path / 'o'}"
+  )
   assert done.returncode == 0, done.stderr
   assert (
     "2 of 2 sequences; rule of the curves: otb; AO and SR: GOT-10k's rule, unclipped" in done.stdout
   )
   assert json.loads((tmp_path / "o" / "summary.json").read_text())["mean"]["ao"] == 1.0
-  (files[0] / "b.txt").unlink()
-  wrong = command(f"--results={files[0]}", f"--annotations={files[1]}")
+  (result_files[0] / "b.txt").unlink()
+  wrong = command(f"--results={result_files[0]}", f"--annotations={result_files[1]}")
   assert wrong.returncode == 1
   assert "b: no result file" in wrong.stderr
   assert "Traceback" not in wrong.stderr

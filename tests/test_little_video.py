@@ -24,7 +24,9 @@ def _finished(folder, run, seed, otb):
       "per_sequence": {name: {"success_auc": value} for name, value in scores.items()},
     }
     (workdir / dataset / "summary.json").write_text(json.dumps(summary))
-  (workdir / "report.json").write_text(json.dumps({"pairs": 1_024_000, "minutes": 5.25}))
+  (workdir / "report.json").write_text(
+    json.dumps({"pairs": 1_024_000, "minutes": 5.25, "devices": "1 x cpu"})
+  )
   (workdir / "config.json").write_text(json.dumps({"train": {"batch_size": 128}}))
   (workdir / "best.json").write_text(json.dumps({"step": 7200}))
   rows = [

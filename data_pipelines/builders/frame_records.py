@@ -1,5 +1,6 @@
 """What the builders share: one record a frame, beside an index of all frames, as TFDS reads it."""
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -100,13 +101,13 @@ class FrameRecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
     assert isinstance(config, RecordConfig)
     return config.storage
 
+  @abc.abstractmethod
   def list_sequences(self, split: str) -> list[Any]:
     """Return a key for every sequence of a split, cheaply, in order; keys are plain JSON values."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def read_sequence(self, split: str, key: Any) -> RawSequence:
     """Read what a key names; runs in worker processes."""
-    raise NotImplementedError
 
   def annotation_digest(self, split: str, key: Any) -> str:
     """Return what tells a sequence's annotation from an edited one, "" where keys say enough."""

@@ -8,6 +8,7 @@ import numpy as np
 from data_pipelines import jpeg
 from data_pipelines.builders import frame_records, layouts
 from data_pipelines.builders.raw_data import RawSequence, Target, read_jpeg
+from ostrack_jax.annotations import mask_extents
 
 _IMAGES, _MASKS = "JPEGImages", "Annotations"
 _PREFERRED = "480p"
@@ -89,10 +90,12 @@ class MaskSequences(frame_records.FrameRecordBuilder):
       )
     boxes: dict[int, np.ndarray] = {}
     for i, frame in enumerate(frames):
-      mask = read_colours(masks[frame.stem])
+      mask = cv2.imread(str(masks[frame.stem]), cv2.IMREAD_COLOR_RGB)
+      if mask is None:
+        raise ValueError(f"cannot read mask {masks[frame.stem]}: it is no image")
       if i == 0:
         _check_size(name, frame, mask)
-      for colour, box_xywh in extents(mask).items():
+      for colour, box_xywh in mask_extents(mask).items():
         boxes.setdefault(colour, np.zeros((len(frames), 4)))[i] = box_xywh
       if len(boxes) > _MOST_OBJECTS:
         raise ValueError(
@@ -107,33 +110,6 @@ class MaskSequences(frame_records.FrameRecordBuilder):
       for target, colour in zip(names, sorted(boxes), strict=True)
     )
     return RawSequence(name, tuple(frames), targets)
-
-
-def read_colours(path: pathlib.Path) -> np.ndarray:
-  """Read a mask as one number a pixel, int32 [H, W]: its colour, 0 where black.
-
-  Blue counts most, then green, then red: DAVIS's palette then rises with the number of the object, for
-  the 7 that it can tell by full colours, and so do numbers written as grey.
-
-  Raises:
-    ValueError: the file cannot be read as an image.
-  """
-  image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-  if image is None:
-    raise ValueError(f"cannot read mask {path}: it is no image")
-  return image.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
-
-
-def extents(mask: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
-  """Return x, y, w, h in pixels of every number but 0 in a mask [H, W]."""
-  found = {}
-  for colour in np.unique(mask):
-    if colour:
-      rows = np.flatnonzero((mask == colour).any(axis=1))
-      columns = np.flatnonzero((mask == colour).any(axis=0))
-      x, y = int(columns[0]), int(rows[0])
-      found[int(colour)] = (x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y)
-  return found
 
 
 def _check_size(name: str, frame: pathlib.Path, mask: np.ndarray) -> None:

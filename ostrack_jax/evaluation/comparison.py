@@ -10,6 +10,7 @@ import numpy as np
 
 from ostrack_jax import annotations as annotation_files
 from ostrack_jax.evaluation import metrics, published, report, results
+from ostrack_jax.evaluation.run_folder import RUN_FILE
 from ostrack_jax.evaluation.videos import Video
 from ostrack_jax.tracking import frames as frame_files
 
@@ -32,25 +33,27 @@ def label_folders(
 ) -> dict[str, pathlib.Path]:
   """Return a label for each folder of result files.
 
-  A folder without such files but with results/ in it, as the evaluator writes, stands for that one.
-  By default a folder's own name is its label, and that of its parent where it is called results.
-  Raises ValueError for labels that repeat or differ in number from the folders, FileNotFoundError
-  for a folder without result files.
+  A folder that the evaluator wrote stands for the results in it; see results.locate. By default a
+  folder's own name is its label, and where that is results, or a folder in such a one of the evaluator, the
+  name of the run. Raises ValueError for labels that repeat or differ in number from the folders,
+  FileNotFoundError for a folder without result files.
   """
-  found = []
-  for folder in folders:
-    inside = folder / "results"
-    found.append(inside if inside.is_dir() and not any(folder.glob("*.txt")) else folder)
-    results.names_in(found[-1])
+  found = [results.locate(folder) for folder in folders]
   if labels is None:
-    resolved = [folder.resolve() for folder in found]
-    labels = [one.parent.name if one.name == "results" else one.name for one in resolved]
+    labels = [_label(folder.resolve()) for folder in found]
   if len(labels) != len(found):
     raise ValueError(f"{len(labels)} labels for {len(found)} result folders; give one for each")
   repeated = sorted({label for label in labels if list(labels).count(label) > 1})
   if repeated:
     raise ValueError(f"label {repeated[0]!r} occurs twice; name the folders with --labels=A,B")
   return dict(zip(labels, found, strict=True))
+
+
+def _label(folder: pathlib.Path) -> str:
+  for above in (folder, folder.parent):
+    if above.name == "results" and (above == folder or (above.parent / RUN_FILE).is_file()):
+      return above.parent.name
+  return folder.name
 
 
 def read_annotations(

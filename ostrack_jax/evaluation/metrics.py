@@ -51,11 +51,12 @@ class FrameErrors:
 class Rule:
   """A named convention. Calling it gives the errors of the frames that count.
 
-  errors: from checked boxes [n, 4], [n] visibility (or None) and, where `clips`, the image's size,
+  errors: from checked boxes [n, 4], [n] visibility and the image's size (either None where unknown)
   to FrameErrors.
   source: whose numbers it gives, in words. own_lengths: it says itself what unequal lengths mean;
   the others refuse them, and `match_length` makes them equal. areas: scores are areas under the
-  curves. pooled: curves are over the frames of all sequences, not means of sequences.
+  curves. pooled: curves are over the frames of all sequences, not means of sequences. clips: boxes
+  are cut at the image's border.
   """
 
   name: str
@@ -105,9 +106,7 @@ class Rule:
         f"{len(predicted)} predicted boxes for {len(annotated)} annotated ones; "
         "match_length makes them equal"
       )
-    if self.clips:
-      return self.errors(predicted, annotated, visible, image_size)
-    return self.errors(predicted, annotated, visible)
+    return self.errors(predicted, annotated, visible, image_size)
 
 
 def _boxes(name: str, boxes_xywh: np.ndarray) -> np.ndarray:
@@ -141,8 +140,8 @@ def _absent(annotated: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
   return ~usable if visible is None else ~(usable & visible)
 
 
-def _otb(predicted, annotated, visible) -> FrameErrors:
-  del visible  # OTB has no such labels.
+def _otb(predicted, annotated, visible=None, image_size=None) -> FrameErrors:
+  del visible, image_size  # OTB has no such labels, and does not clip.
   predicted[0] = annotated[0]
   return FrameErrors(
     overlaps=overlap(predicted, annotated),
@@ -151,8 +150,9 @@ def _otb(predicted, annotated, visible) -> FrameErrors:
   )
 
 
-def _absent_hits(predicted, annotated, visible) -> FrameErrors:
-  errors = _otb(predicted, annotated, None)
+def _absent_hits(predicted, annotated, visible, image_size) -> FrameErrors:
+  del image_size
+  errors = _otb(predicted, annotated)
   absent = _absent(annotated, visible)
   return FrameErrors(
     overlaps=np.where(absent, -1.0, errors.overlaps),
@@ -161,15 +161,16 @@ def _absent_hits(predicted, annotated, visible) -> FrameErrors:
   )
 
 
-def _visible(predicted, annotated, visible) -> FrameErrors:
-  return _only(_otb(predicted, annotated, None), ~_absent(annotated, visible))
+def _visible(predicted, annotated, visible, image_size) -> FrameErrors:
+  del image_size
+  return _only(_otb(predicted, annotated), ~_absent(annotated, visible))
 
 
 def _got10k(predicted, annotated, visible, image_size) -> FrameErrors:
   counted = _cover_above_zero(annotated, visible)
   if image_size is not None:
     predicted, annotated = clip_boxes(predicted, image_size), clip_boxes(annotated, image_size)
-  return _only(_otb(predicted, annotated, None), counted)
+  return _only(_otb(predicted, annotated), counted)
 
 
 def _cover_above_zero(annotated: np.ndarray, visible: np.ndarray | None) -> np.ndarray:
@@ -191,16 +192,17 @@ def _only(errors: FrameErrors, counted: np.ndarray) -> FrameErrors:
   )
 
 
-def _trackingnet(predicted, annotated, visible) -> FrameErrors:
-  del visible  # TrackingNet has no such labels.
+def _trackingnet(predicted, annotated, visible, image_size) -> FrameErrors:
+  del visible, image_size  # TrackingNet has no such labels, and does not clip.
   predicted = np.round(_resized(predicted, len(annotated), np.nan))
-  return _otb(predicted, np.round(annotated), None)
+  return _otb(predicted, np.round(annotated))
 
 
 def _pytracking(dataset: str):
   """Return the errors of pytracking's calc_seq_err_robust for '', 'uav' or 'lasot'."""
 
-  def errors(predicted, annotated, visible) -> FrameErrors:
+  def errors(predicted, annotated, visible, image_size) -> FrameErrors:
+    del image_size
     _refuse(predicted, annotated, nan_allowed=dataset == "uav")
     if dataset == "lasot":
       if visible is None:

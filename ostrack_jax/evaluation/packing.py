@@ -81,7 +81,8 @@ def pack(
     raise ValueError(f"{output} does not end with .zip, which the server asks for")
   if output.exists() and not overwrite:
     raise FileExistsError(f"{output} exists; give another output, or pass --overwrite")
-  present = set(_present(results_folder, benchmarks.BENCHMARKS[dataset].result_folder))
+  folder = results.locate(results_folder)
+  present = set(results.names_in(folder))
   videos = benchmarks.select(benchmarks.BENCHMARKS[dataset], root).videos
   foreign = sorted(present - {video.name for video in videos})
   problems = [f"{name}: is no sequence of {dataset}" for name in foreign]
@@ -91,7 +92,7 @@ def pack(
       problems.append(f"{video.name}: no result file")
       continue
     try:
-      result = results.read_result(results_folder, video.name)
+      result = results.read_result(folder, video.name)
     except (OSError, ValueError) as error:
       problems.append(f"{video.name}: {error}")
       continue
@@ -107,21 +108,11 @@ def pack(
       members |= server.members(video.name, rows, result.seconds)
   if problems:
     raise ValueError(
-      f"{results_folder} cannot be packed for {dataset}, {len(problems)} problems; evaluate again "
+      f"{folder} cannot be packed for {dataset}, {len(problems)} problems; evaluate again "
       "what is wrong:" + "".join(f"\n  {problem}" for problem in problems)
     )
   _write_archive(output, members)
   return len(videos)
-
-
-def _present(folder: pathlib.Path, subfolder: str) -> list[str]:
-  try:
-    return results.names_in(folder)
-  except FileNotFoundError as error:
-    inside = (folder / "results" / subfolder, folder / "results", folder / subfolder)
-    meant = next((path for path in inside if any(path.glob("*.txt"))), None)
-    hint = f"; did you mean {meant}?" if meant else ""
-    raise FileNotFoundError(f"{error}{hint}") from None
 
 
 def _box_problems(
@@ -149,7 +140,10 @@ def _box_problems(
 def _second_problems(seconds: np.ndarray | None, video: benchmarks.Video) -> list[str]:
   if seconds is None:
     timing = results.TIMING_FILE
-    return [f"no seconds, which the server asks for, in {video.name}_time.txt or {timing}"]
+    return [
+      f"no seconds, which the server asks for, in {video.name}_time.txt or {timing}: evaluate with "
+      "--one_by_one, since sequences in lanes share their time"
+    ]
   if len(seconds) != len(video.frames):
     return [f"{len(seconds)} rows of seconds for {len(video.frames)} frames"]
   if not (np.isfinite(seconds).all() and (seconds >= 0).all()):

@@ -76,7 +76,7 @@ def read_result(folder: pathlib.Path, name: str) -> RecordedResult:
   """Read `<name>.txt` (x y w h with any usual separator) and, where they are known, its seconds.
 
   Seconds come from `<name>_time.txt`, else from the evaluator's timing.json in the folder or one of the
-  two above it; where that has only their sum, every frame gets its share.
+  two above it; it has them of runs one by one, not of lanes, where sequences share the time.
 
   Raises FileNotFoundError for missing boxes and ValueError, naming the file, for what is not four
   columns of numbers.
@@ -111,7 +111,8 @@ def _timed_seconds(folder: pathlib.Path, name: str) -> np.ndarray | None:
     path = above / TIMING_FILE
     if path.is_file():
       entry = _unchanged_timing(path, path.stat().st_mtime_ns).get("per_sequence", {}).get(name)
-      return None if entry is None else _seconds_of(entry)
+      seconds = (entry or {}).get("seconds")
+      return None if seconds is None else np.array(seconds, dtype=np.float64)
   return None
 
 
@@ -122,11 +123,24 @@ def _unchanged_timing(path: pathlib.Path, modified: int) -> dict:
   return read_timing(path)
 
 
-def _seconds_of(entry: dict) -> np.ndarray:
-  if "seconds" in entry:
-    return np.array(entry["seconds"], dtype=np.float64)
-  frames = entry["tracked_frames"] + 1
-  return np.full(frames, entry["tracked_seconds"] / frames)
+def locate(folder: pathlib.Path) -> pathlib.Path:
+  """Return where a tracker's result files are: in the folder, or where the evaluator wrote them below.
+
+  That is results/ or, for GOT-10k and TrackingNet, a folder in it. Raises FileNotFoundError where there are
+  none, ValueError where several folders could be meant.
+  """
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder} is not a folder; expected one <sequence>.txt a sequence")
+  inside = folder / "results" if (folder / "results").is_dir() else folder
+  for places in ([folder], [inside], [path for path in inside.iterdir() if path.is_dir()]):
+    found = sorted(place for place in places if any(place.glob("*.txt")))
+    if len(found) > 1:
+      raise ValueError(
+        f"{folder} holds results in {', '.join(path.name for path in found)}; name one of these folders"
+      )
+    if found:
+      return found[0]
+  raise FileNotFoundError(f"{folder} holds no <sequence>.txt file")
 
 
 def names_in(folder: pathlib.Path) -> list[str]:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from ostrack_jax.evaluation import results
 from ostrack_jax.evaluation.videos import Video
 
 RUN_FILE = "run.json"
-# Writing the times costs at most so much of the run.
-_TIMING_SHARE = 0.05
 
 
 def sequences_digest(videos: Sequence[Video]) -> str:
@@ -103,7 +100,6 @@ class RunFolder:
     self._timing_path = output / _timing_name(process, processes)
     self._timing = results.read_timing(self._timing_path)
     self._timing.setdefault("per_sequence", {})
-    self._timing_written, self._timing_cost = 0.0, 0.0
 
   def _claim(self, settings: Mapping[str, Any]) -> None:
     record = self.output / RUN_FILE
@@ -133,7 +129,7 @@ class RunFolder:
 
   def is_finished(self, video: Video) -> bool:
     """Return whether a sequence was tracked whole."""
-    # The boxes are written last.
+    # The boxes are written last, behind the times.
     return (self.results / f"{video.name}.txt").is_file()
 
   def write(self, tracked: TrackedSequence) -> None:
@@ -146,7 +142,7 @@ class RunFolder:
     if len(bad):
       raise ValueError(f"tracker gave {boxes_xywh[bad[0]].tolist()} for frame {bad[0]}")
     self._timing["per_sequence"][name] = _timing_of(tracked, frames)
-    self.write_timing(now=False)
+    self.write_timing()
     results.write_scores(self.scores, name, np.asarray(tracked.scores))
     results.write_result(
       self.results,
@@ -155,15 +151,10 @@ class RunFolder:
       integer_boxes=self._integer_boxes,
     )
 
-  def write_timing(self, extra: Mapping[str, Any] | None = None, now: bool = True) -> None:
-    """Write timing.json; with now=False only if doing so has not cost much of the time so far."""
+  def write_timing(self, extra: Mapping[str, Any] | None = None) -> None:
+    """Write timing.json, with further keys."""
     self._timing.update(extra or {})
-    began = time.monotonic()
-    if not now and (began - self._timing_written) * _TIMING_SHARE < self._timing_cost:
-      return
     results.write_text(self._timing_path, json.dumps(self._timing) + "\n")
-    self._timing_written = time.monotonic()
-    self._timing_cost = self._timing_written - began
 
 
 def merge_timing(output: pathlib.Path, processes: int) -> None:
@@ -190,14 +181,12 @@ def _timing_name(process: int, processes: int) -> str:
 
 def _timing_of(tracked: TrackedSequence, frames: int) -> dict[str, Any]:
   each = np.atleast_1d(np.asarray(tracked.seconds, dtype=np.float64))
-  # The start is not counted where the frames were timed one by one.
-  steps = float(each[1:].sum() if each.size > 1 else each.sum())
-  timing: dict[str, Any] = {
-    "fps": (frames - 1) / steps if steps > 0 else None,
-    "tracked_frames": frames - 1,
-    "tracked_seconds": float(each.sum()),
-  }
-  return timing | {"seconds": each.round(6).tolist()} if each.size > 1 else timing
+  timing: dict[str, Any] = {"tracked_frames": frames - 1, "tracked_seconds": float(each.sum())}
+  if each.size == 1:
+    return timing
+  steps = float(each[1:].sum())
+  fps = (frames - 1) / steps if steps > 0 else None
+  return timing | {"fps": fps, "seconds": each.round(6).tolist()}
 
 
 def _remove_half_written(*folders: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ostrack_jax import annotations as annotation_files
 from ostrack_jax.evaluation import benchmarks, metrics, plots, report, results
 from ostrack_jax.evaluation.run_folder import RUN_FILE
@@ -32,6 +34,21 @@ def score_run(
     seconds=seconds if timed else None,
     visible={video.name: video.visible for video in videos if video.visible is not None},
   )
+
+
+def check_rule(videos: Sequence[benchmarks.Video], rule: str) -> None:
+  """Raise ValueError, naming the sequence, where a rule cannot score a sequence's annotations.
+
+  Asked before hours of tracking, of a tracker that never moves.
+  """
+  annotated = [video for video in videos if video.is_annotated]
+  if annotated:
+    report.score(
+      {v.name: np.repeat(v.boxes_xywh[:1], len(v.boxes_xywh), axis=0) for v in annotated},
+      {v.name: v.boxes_xywh for v in annotated},
+      rule=rule,
+      visible={v.name: v.visible for v in annotated if v.visible is not None},
+    )
 
 
 def attribute_summaries(

@@ -96,7 +96,7 @@ class _OneByOne:
   def _track_one(self, video: Video, progress: Callable[[], object]) -> engine.SequenceResult:
     tracker = self._tracker
     if self._options.teacher_forced:
-      tracker = engine.TeacherForced(tracker, lane.starting_boxes(video.boxes_xywh))
+      tracker = engine.TeacherForced(tracker, video.boxes_xywh)
     threads = self._options.threads or len(os.sched_getaffinity(0))
     images = lanes.decoded_ahead(video.frames, threads)
     return engine.track_sequence(tracker, images, video.boxes_xywh[0], progress)
@@ -166,7 +166,7 @@ class _InLanes:
     }
 
   def _sequence(self, video: Video) -> lane.LaneSequence:
-    starts = lane.starting_boxes(video.boxes_xywh) if self._forced else None
+    starts = video.boxes_xywh if self._forced else None
     return lane.LaneSequence(
       name=video.name,
       frames=video.frames,

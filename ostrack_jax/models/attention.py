@@ -5,28 +5,27 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Below this many sequences a fused kernel takes longer to start than it saves.
+# Below this many samples a fused kernel takes longer to start than it saves.
 _SMALLEST_FUSED_BATCH = 8
 
 
 @functools.cache
-def has_kernel() -> bool:
-  """Return whether the default device is one of NVIDIA's from Ampere on; other GPUs have no such kernel."""
+def _has_kernels() -> bool:
+  """Return whether the default device is one of NVIDIA's from Ampere on; other GPUs lack the kernels."""
   device = jax.devices()[0]
   if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
     return False
   return float(device.compute_capability) >= 8.0
 
 
+def suits_kernels(batch: int, dtype) -> bool:
+  """Return whether fused kernels can and should run: on CUDA, in half precision, in batches."""
+  return _has_kernels() and dtype in (jnp.bfloat16, jnp.float16) and batch >= _SMALLEST_FUSED_BATCH
+
+
 def is_fused(batch: int, dtype, head_size: int) -> bool:
-  """Return whether attention runs as one cuDNN kernel: on CUDA, in half precision, in batches."""
-  return (
-    has_kernel()
-    and dtype in (jnp.bfloat16, jnp.float16)
-    and batch >= _SMALLEST_FUSED_BATCH
-    and head_size % 8 == 0
-    and head_size <= 128
-  )
+  """Return whether attention runs as one cuDNN kernel."""
+  return suits_kernels(batch, dtype) and head_size % 8 == 0 and head_size <= 128
 
 
 def attend(queries, keys, values, key_valid=None) -> jax.Array:

@@ -16,11 +16,9 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ostrack_jax.models import attention
+from ostrack_jax.models.attention import suits_kernels
 
 _EPSILON = 1e-6
-# Below this many samples a kernel takes longer to start than it saves.
-_SMALLEST_FUSED_BATCH = 8
 # Rows that a program holds in registers at a time; a power of two.
 _ROWS = 2
 # About as many programs as an H100 holds at once: 8 and 4, by their registers, on each of 132 processors.
@@ -38,15 +36,6 @@ class Branch(NamedTuple):
 
   product: jax.Array
   shift: jax.Array
-
-
-def is_fused(batch: int, dtype) -> bool:
-  """Return whether norms run as one kernel: on CUDA, in half precision, in batches."""
-  return (
-    attention.has_kernel()
-    and dtype in (jnp.bfloat16, jnp.float16)
-    and batch >= _SMALLEST_FUSED_BATCH
-  )
 
 
 def add(tokens, branch: Branch | None) -> jax.Array:
@@ -68,7 +57,7 @@ class ResidualNorm(nn.Module):
     width = tokens.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    if is_fused(tokens.shape[0], tokens.dtype):
+    if suits_kernels(tokens.shape[0], tokens.dtype):
       return residual_norm(tokens, branch, scale, bias, self.dtype)
     tokens = add(tokens, branch)
     wide = tokens.astype(jnp.float32)

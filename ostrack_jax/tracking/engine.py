@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ostrack_jax.tracking.tracker import TrackResult
+from ostrack_jax.tracking.tracker import TrackResult, starting_boxes
 
 _FRAMES_AHEAD = 4
 _END: Any = object()
@@ -38,17 +38,18 @@ class TeacherForced:
   """Starts every frame of a tracker from a given box, whatever was found in the frame before.
 
   Args:
-    start_boxes_xywh: [n, 4]: frame t is searched around row t - 1; see lane.starting_boxes.
+    start_boxes_xywh: [n, 4] annotated: frame t is searched around row t - 1; see tracker.starting_boxes.
   """
 
   def __init__(self, tracker: Movable, start_boxes_xywh: np.ndarray):
     self._tracker = tracker
-    self._starts = start_boxes_xywh
+    self._annotated = self._starts = start_boxes_xywh
     self._index = 0
 
   def init(self, frame, box_xywh) -> None:
     """Start the track; see Tracker.init."""
     self._tracker.init(frame, box_xywh)
+    self._starts = starting_boxes(self._annotated, frame.shape[:2])
     self._index = 0
 
   def update(self, frame) -> TrackResult:

@@ -1,5 +1,6 @@
 """Frames of a video file or of numbered images, read in order as RGB uint8."""
 
+import abc
 import contextlib
 import glob
 import pathlib
@@ -93,7 +94,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
   return data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data[:65536]
 
 
-class FrameSource:
+class FrameSource(abc.ABC):
   """Frames that can be gone through, again and again, from the first on.
 
   Iterating gives [H, W, 3] RGB uint8 arrays and raises ValueError where a frame cannot be read.
@@ -107,11 +108,11 @@ class FrameSource:
   name: str
   fps: float
 
-  def __len__(self) -> int:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
 
-  def __iter__(self) -> Iterator[np.ndarray]:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 class ImageFrames(FrameSource):

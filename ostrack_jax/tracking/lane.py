@@ -22,8 +22,9 @@ class LaneSequence:
   Attributes:
     frames: image files in order.
     init_box_xywh: [4] the target in the first frame, pixels.
-    start_boxes_xywh: [n, 4]: the search region of frame t is cut around row t - 1 of it, whatever was
-      found there (teacher-forced; see starting_boxes). None: around the box found before.
+    start_boxes_xywh: [n, 4] annotated boxes, NaN where absent: the search region of frame t is cut around
+      row t - 1, whatever was found there (teacher-forced; see tracker.starting_boxes). None: around the box
+      found before.
   """
 
   name: str
@@ -61,19 +62,6 @@ class Settings(Protocol):
 
   @property
   def template_factor(self) -> float: ...
-
-
-def starting_boxes(boxes_xywh: np.ndarray) -> np.ndarray:
-  """Return annotated boxes as start_boxes_xywh: an absent or sub-pixel one repeats the one before.
-
-  Args:
-    boxes_xywh: [n, 4] pixels, NaN where the target is absent, the first one usable.
-  """
-  boxes_xywh = np.asarray(boxes_xywh, np.float64)
-  with np.errstate(invalid="ignore"):
-    usable = np.isfinite(boxes_xywh).all(axis=1) & (boxes_xywh[:, 2:] >= 1).all(axis=1)
-  last = np.maximum.accumulate(np.where(usable, np.arange(len(boxes_xywh)), 0))
-  return boxes_xywh[last]
 
 
 def _read(path: pathlib.Path, memory: np.ndarray | None) -> tuple[np.ndarray, float, float]:
@@ -173,6 +161,7 @@ class Lane:
     self._boxes_xywh = np.empty((0, 4))
     self._scores = np.empty(0)
     self._began = 0.0
+    self._forced: np.ndarray | None = None
 
   @property
   def is_idle(self) -> bool:
@@ -202,8 +191,7 @@ class Lane:
     index = self._index
     self._boxes_xywh[index] = box_xywh
     self._scores[index] = score
-    forced = self._sequence.start_boxes_xywh if self._sequence else None
-    self.box_xywh = self._boxes_xywh[index] if forced is None else forced[index]
+    self.box_xywh = self._boxes_xywh[index] if self._forced is None else self._forced[index]
     self._index = index + 1
 
   def _begin(self) -> LaneSequence:
@@ -228,8 +216,10 @@ class Lane:
     )
     self.new_template = template, mask
     self._boxes_xywh[0] = self.box_xywh
+    self._forced = None
     if sequence.start_boxes_xywh is not None:
-      self.box_xywh = sequence.start_boxes_xywh[0]
+      self._forced = tracker_lib.starting_boxes(sequence.start_boxes_xywh, self.frame_size)
+      self.box_xywh = self._forced[0]
     self._index = 1
     self.reader.reuse_last()
     self.seconds_cutting += time.perf_counter() - began

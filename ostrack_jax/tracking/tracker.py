@@ -153,6 +153,22 @@ def checked_box(box_xywh, frame_size: tuple[int, int]) -> np.ndarray:
   return box
 
 
+def starting_boxes(boxes_xywh, frame_size: tuple[int, int]) -> np.ndarray:
+  """Return boxes to search around: one that no track could start from repeats the one before.
+
+  Args:
+    boxes_xywh: [n, 4] annotated pixels, NaN where the target is absent, the first one usable.
+    frame_size: (height, width).
+  """
+  boxes_xywh = np.array(boxes_xywh, np.float64)
+  for row in range(1, len(boxes_xywh)):
+    try:
+      checked_box(boxes_xywh[row], frame_size)
+    except ValueError:
+      boxes_xywh[row] = boxes_xywh[row - 1]
+  return boxes_xywh
+
+
 def tracking_factors(
   checkpoint: TrackableCheckpoint,
   search_factor: float | None = None,

@@ -275,7 +275,7 @@ def test_a_crop_that_lacks_more_of_its_frame_than_allowed_is_rejected():
   # The search crop covers x from 90 to 170, of which the columns from 160 on are not stored: an eighth.
   stored = StoredFrame(frame[:, :160], (0, 0, 160, 180), (240, 180))
   box = [120, 90, 20, 20]
-  _, _, missing = stored_crop.cut(stored, np.array(box), 4.0, 128)
+  missing = stored_crop.missing_share(stored, crop.crop_window(box, 4.0))
   np.testing.assert_allclose(missing, 1 / 8)
   for share, is_rejected in ((0.05, True), (0.12, True), (0.13, False)):
     settings = dataclasses.replace(PLAIN, max_missing_share=share)

@@ -34,9 +34,11 @@ def test_a_full_frame_gives_the_official_crop(box):
   frame = make_frame()
   for factor, size in ((2.0, 32), (4.0, 64), (4.0, 128)):
     want, resize_factor = crop.crop_square(frame, box, factor, size)
-    got = stored_crop.cut(sources.StoredFrame.from_image(frame), np.array(box), factor, size)
-    np.testing.assert_array_equal(got[0], want)
-    assert got[1:] == (resize_factor, 0.0)
+    window = crop.crop_window(box, factor)
+    stored = sources.StoredFrame.from_image(frame)
+    np.testing.assert_array_equal(stored_crop.cut(stored, window, size), want)
+    assert size / window.side == resize_factor
+    assert stored_crop.missing_share(stored, window) == 0
 
 
 @pytest.mark.parametrize("box", [(100.3, 80.2, 12, 9), (5, 3, 14, 11), (301, 188, 13, 12)])
@@ -48,8 +50,9 @@ def test_a_region_at_full_resolution_gives_the_same_bits(box):
   for _ in range(50):
     around = jitter_box(rng, np.array(box), 3.0, 0.25)
     want, _ = crop.crop_square(frame, around, 4.0, 64)
-    got, _, missing = stored_crop.cut(stored, around, 4.0, 64)
-    if missing == 0:
+    window = crop.crop_window(around, 4.0)
+    got = stored_crop.cut(stored, window, 64)
+    if stored_crop.missing_share(stored, window) == 0:
       np.testing.assert_array_equal(got, want)
 
 
@@ -64,8 +67,9 @@ def test_a_shrunk_region_has_the_same_geometry(box):
   for _ in range(40):
     around = jitter_box(rng, np.array(box), 3.0, 0.25)
     want, _ = crop.crop_square(frame, around, 4.0, 64)
-    got, _, missing = stored_crop.cut(stored, around, 4.0, 64)
-    assert missing < 0.02
+    window = crop.crop_window(around, 4.0)
+    got = stored_crop.cut(stored, window, 64)
+    assert stored_crop.missing_share(stored, window) < 0.02
     # Black padding begins in the same row and column, and what is shown is in its place.
     np.testing.assert_array_equal((got == 0).all(-1), (want == 0).all(-1))
     difference = np.abs(got.astype(int) - want)
@@ -78,7 +82,7 @@ def test_half_padded_pixels_are_as_dark_as_officially():
   assert not stored.is_full_resolution
   around = np.array([262.0, 133.0, 23.0, 31.0])
   want, _ = crop.crop_square(frame, around, 4.0, 256)
-  got, _, _ = stored_crop.cut(stored, around, 4.0, 256)
+  got = stored_crop.cut(stored, crop.crop_window(around, 4.0), 256)
   assert len(np.unique(want)) > 2
   assert np.abs(got.astype(int) - want).max() <= 2
 
@@ -86,15 +90,17 @@ def test_half_padded_pixels_are_as_dark_as_officially():
 def test_what_is_not_stored_is_measured_and_repeats_the_edge():
   frame = make_frame()
   stored = sources.StoredFrame(frame[50:150, 100:200], (100, 50, 200, 150), (320, 200))
-  image, _, missing = stored_crop.cut(stored, np.array([175.0, 75.0, 50.0, 50.0]), 1.0, 50)
-  assert missing == pytest.approx(0.5)
+  window = crop.CropWindow(x1=175, y1=75, side=50)
+  image = stored_crop.cut(stored, window, 50)
+  assert stored_crop.missing_share(stored, window) == pytest.approx(0.5)
   np.testing.assert_array_equal(image[:, 30], image[:, 40])
 
 
 def test_a_crop_beyond_the_frame_is_black():
   frame = sources.StoredFrame.from_image(make_frame())
-  image, _, missing = stored_crop.cut(frame, np.array([900.0, 50.0, 20.0, 20.0]), 2.0, 32)
-  assert not image.any() and missing == 0
+  window = crop.CropWindow(x1=890, y1=40, side=40)
+  assert not stored_crop.cut(frame, window, 32).any()
+  assert stored_crop.missing_share(frame, window) == 0
 
 
 @pytest.mark.parametrize("size", [256, 384])
@@ -113,7 +119,8 @@ def test_real_crops_from_context_records_differ_by_under_two_levels(reference_di
       around = jitter_box(rng, box, centre, scale)
       factor, side = getattr(settings, f"{kind}_factor"), getattr(settings, f"{kind}_size")
       want, _ = crop.crop_square(frame, around, factor, side)
-      got, _, missing = stored_crop.cut(stored, around, factor, side)
-      assert missing < 0.05
+      window = crop.crop_window(around, factor)
+      got = stored_crop.cut(stored, window, side)
+      assert stored_crop.missing_share(stored, window) < 0.05
       differences.append(np.abs(got.astype(int) - want).mean())
   assert max(differences) < 2

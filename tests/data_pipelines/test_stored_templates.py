@@ -12,6 +12,7 @@ from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.builders.detection_folder import DetectionFolder
 from data_pipelines.builders.masks import MaskSequences
 from data_pipelines.sampling import SamplingSettings
+from ostrack_jax import crop
 
 # Boxes of two targets in every frame, x, y, w, h.
 BOXES = {1: (300, 200, 40, 30), 2: (60, 90, 24, 26)}
@@ -69,11 +70,11 @@ def test_every_target_has_its_own_template(two_targets):
       low = [math.floor(c - side - 2) for c in centre]
       high = [math.ceil(c + side + 2) for c in centre]
       assert stored.region_xyxy == (*low, *high) and stored.frame_wh == (640, 480)
-      got, _, missing = stored_crop.cut(stored, np.array(box, float), 2.0, 128)
-      want, _, _ = stored_crop.cut(
-        sources.StoredFrame.from_image(frames[frame]), np.array(box, float), 2.0, 128
-      )
-      assert missing == 0 and np.abs(got.astype(int) - want).mean() < 2
+      window = crop.crop_window(box, 2.0)
+      got = stored_crop.cut(stored, window, 128)
+      want = stored_crop.cut(sources.StoredFrame.from_image(frames[frame]), window, 128)
+      assert stored_crop.missing_share(stored, window) == 0
+      assert np.abs(got.astype(int) - want).mean() < 2
 
 
 @pytest.mark.parametrize("size", [256, 384])
@@ -88,10 +89,12 @@ def test_real_templates_differ_by_under_two_levels(reference_dir, size):
     region = context.plan_template(box, (1280, 720), settings, whole)
     image = jpeg.decode(jpeg.encode(context.cut_region(frame, region), settings.jpeg_quality))
     stored = sources.StoredFrame(image, region.xyxy, (1280, 720))
-    around = (box, settings.template_factor, settings.template_size)
-    got, _, missing = stored_crop.cut(stored, *around)
-    want, _, _ = stored_crop.cut(sources.StoredFrame.from_image(frame), *around)
-    assert missing == 0 and np.abs(got.astype(int) - want).mean() < 2
+    window = crop.crop_window(box, settings.template_factor)
+    got = stored_crop.cut(stored, window, settings.template_size)
+    full = sources.StoredFrame.from_image(frame)
+    want = stored_crop.cut(full, window, settings.template_size)
+    assert stored_crop.missing_share(stored, window) == 0
+    assert np.abs(got.astype(int) - want).mean() < 2
 
 
 def test_tfds_reads_them(two_targets):

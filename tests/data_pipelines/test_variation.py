@@ -59,7 +59,7 @@ def test_unwarped_cut_is_the_plain_cut():
   stored = StoredFrame.from_image(_frame())
   box = np.array([130.0, 80.0, 30.0, 24.0])
   window = crop.crop_window(box, 4.0)
-  plain, _, _ = stored_crop.cut(stored, box, 4.0, 128)
+  plain = stored_crop.cut(stored, window, 128)
   found = stored_crop.cut_warped(stored, window, 128, np.eye(2), np.array([10.0, 90.0]))
   # Positions are rounded to 1/32 of a pixel.
   assert np.abs(found.astype(int) - plain).max() <= 4

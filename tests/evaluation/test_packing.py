@@ -138,7 +138,8 @@ def test_every_problem_is_told_at_once_and_nothing_is_written(roots, recorded, t
     f"  {names[4]}: {folder / names[4]}.txt, line 1: 'word' is not a row of numbers",
     f"  {names[5]}: 2 rows of seconds for 3 frames",
     f"  {names[6]}: a time is negative or not finite",
-    f"  {names[7]}: no seconds, which the server asks for, in {names[7]}_time.txt or timing.json",
+    f"  {names[7]}: no seconds, which the server asks for, in {names[7]}_time.txt or timing.json: "
+    "evaluate with --one_by_one, since sequences in lanes share their time",
     f"  {names[8]}: no result file",
   ]
   assert not output.exists()
@@ -205,7 +206,12 @@ def test_mistakes_end_in_one_sentence(roots, recorded, tmp_path, main):
   rest = ("--dataset=trackingnet", f"--root={roots[0]}", f"--output={tmp_path / 'up.zip'}")
   cases = [
     ((), "--dataset and --results and --root and --output missing"),
-    ((*rest, f"--results={tmp_path}"), f"holds no <sequence>.txt file; did you mean {tmp_path}"),
+    (
+      (*rest, f"--results={tmp_path / 'sets'}"),
+      "sets is not a folder; expected one <sequence>.txt",
+    ),
+    # The evaluator's output stands for the results in it.
+    ((*rest, f"--results={tmp_path}"), f"{tmp_path}/results/trackingnet cannot be packed"),
     ((*rest, f"--results={folder}", "--root=gone"), "gone is not a folder; expected <root>/TEST"),
     (("--dataset=otb",), "should be one of"),
   ]

@@ -6,33 +6,23 @@ import pytest
 from ostrack_jax.evaluation import scoring
 
 
-@pytest.fixture
-def files(tmp_path):
-  """Annotations and results of sequences a and b, three frames each."""
-  for folder in ("truth", "boxes"):
-    (tmp_path / folder).mkdir()
-    for name in "ab":
-      (tmp_path / folder / f"{name}.txt").write_text("0,0,10,10\n" * 3)
-  return tmp_path / "boxes", tmp_path / "truth"
-
-
-def test_sequences_without_a_partner_stop_scoring_unless_allowed(files):
-  (files[0] / "b.txt").rename(files[0] / "c.txt")
+def test_sequences_without_a_partner_stop_scoring_unless_allowed(result_files):
+  (result_files[0] / "b.txt").rename(result_files[0] / "c.txt")
   with pytest.raises(FileNotFoundError, match="--allow_missing") as error:
-    scoring.score_files(*files)
+    scoring.score_files(*result_files)
   assert "\n  b: no result file\n  c: no annotation file" in str(error.value)
-  summary, remarks = scoring.score_files(*files, allow_missing=True)
+  summary, remarks = scoring.score_files(*result_files, allow_missing=True)
   assert summary.coverage == "1 of 2"
   assert remarks == ["b: no result file", "c: no annotation file"]
-  (files[0] / "a.txt").unlink()
+  (result_files[0] / "a.txt").unlink()
   with pytest.raises(FileNotFoundError, match="occurs in both"):
-    scoring.score_files(*files, allow_missing=True)
+    scoring.score_files(*result_files, allow_missing=True)
 
 
-def test_results_of_another_length_are_named_and_never_flattered(files):
-  (files[0] / "a.txt").write_text("0,0,10,10\n" * 5)
-  (files[0] / "b.txt").write_text("0,0,10,10\n" * 2)
-  summary, remarks = scoring.score_files(*files)
+def test_results_of_another_length_are_named_and_never_flattered(result_files):
+  (result_files[0] / "a.txt").write_text("0,0,10,10\n" * 5)
+  (result_files[0] / "b.txt").write_text("0,0,10,10\n" * 2)
+  summary, remarks = scoring.score_files(*result_files)
   assert remarks == [
     "a: 5 boxes for 3 annotated frames; the rest is ignored",
     "b: 2 boxes for 3 annotated frames; the missing frames count as failures",
@@ -42,14 +32,14 @@ def test_results_of_another_length_are_named_and_never_flattered(files):
   assert summary.sequences["b"].measures["ao"] == 0.5
 
 
-def test_scoring_can_be_narrowed(files):
-  only, _ = scoring.score_files(*files, sequences=["b"])
+def test_scoring_can_be_narrowed(result_files):
+  only, _ = scoring.score_files(*result_files, sequences=["b"])
   assert list(only.sequences) == ["b"]
   assert only.coverage == "1 of 2"
-  first, _ = scoring.score_files(*files, limit=1)
+  first, _ = scoring.score_files(*result_files, limit=1)
   assert list(first.sequences) == ["a"]
   with pytest.raises(ValueError, match="unknown sequence z"):
-    scoring.score_files(*files, sequences=["z"])
+    scoring.score_files(*result_files, sequences=["z"])
 
 
 @pytest.mark.parametrize("tracker", ["BACF", "kcf"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ostrack_jax import load
-from ostrack_jax.tracking import agreement, frames, lanes
-from ostrack_jax.tracking.lane import LaneSequence, starting_boxes
-from ostrack_jax.tracking.tracker import Tracker
+from ostrack_jax.tracking import agreement, engine, frames, lanes
+from ostrack_jax.tracking.lane import LaneSequence
+from ostrack_jax.tracking.tracker import Tracker, starting_boxes
 
 _LENGTHS = (5, 2, 7, 1, 4, 3, 6)
 # Compiling is most of the time here.
@@ -55,15 +55,11 @@ def track(tracker, sequences, **options):
 def alone(checkpoint, sequence):
   """Track with Tracker; start every frame from the given boxes if there are some."""
   tracker = Tracker(checkpoint)
-  tracker.init(frames.read_image(sequence.frames[0]), sequence.init_box_xywh)
-  boxes, scores = [sequence.init_box_xywh], [np.nan]
-  for number, path in enumerate(sequence.frames[1:]):
-    if sequence.start_boxes_xywh is not None:
-      tracker.box_xywh = sequence.start_boxes_xywh[number]
-    found = tracker.update(frames.read_image(path))
-    boxes.append(found.box_xywh)
-    scores.append(found.score)
-  return np.array(boxes), np.array(scores)
+  if sequence.start_boxes_xywh is not None:
+    tracker = engine.TeacherForced(tracker, sequence.start_boxes_xywh)
+  images = (frames.read_image(path) for path in sequence.frames)
+  found = engine.track_sequence(tracker, images, sequence.init_box_xywh)
+  return found.boxes_xywh, found.scores
 
 
 def test_the_longest_comes_first_and_goes_where_it_is_free_next():
@@ -237,11 +233,13 @@ def test_one_group_is_cut_while_the_other_is_on_the_device(checkpoint, sequences
   assert order.index("ask 4") < order.index("take 3")
 
 
-def test_absent_boxes_repeat_the_one_before():
+def test_boxes_that_no_track_could_start_from_repeat_the_one_before():
   nan = np.nan
   boxes = [[1, 2, 3, 4], [nan] * 4, [5, 6, 0, 8], [5, 6, 7, 8], [0, 0, 0.5, 3]]
-  expected = [[1, 2, 3, 4]] * 3 + [[5, 6, 7, 8]] * 2
-  np.testing.assert_array_equal(starting_boxes(np.array(boxes)), expected)
+  # Outside a frame of 40 x 30, and more than twice as wide.
+  boxes += [[41, 5, 6, 7], [0, 0, 81, 5]]
+  expected = [[1, 2, 3, 4]] * 3 + [[5, 6, 7, 8]] * 4
+  np.testing.assert_array_equal(starting_boxes(boxes, (30, 40)), expected)
 
 
 def test_images_decoded_ahead_come_in_order_and_errors_in_their_place(sequences):
@@ -278,7 +276,7 @@ def test_lanes_agree_with_the_tracker_on_real_sequences(reference_dir, forced):
       name=name,
       frames=paths,
       init_box_xywh=boxes[0],
-      start_boxes_xywh=starting_boxes(boxes) if forced else None,
+      start_boxes_xywh=boxes if forced else None,
     )
     for name, paths, boxes in videos
   ]
