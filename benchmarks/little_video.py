@@ -5,9 +5,9 @@
   python -m benchmarks.little_video --gathered=docs/results/little_video.json --pictures=docs/results
 
 The first line does one run of configs/ostrack_s_256.py, which says how the data is prepared: training, then
-the best checkpoint on the sequences of OTB and LaSOT that the folders hold, then an entry in --gathered. Runs
-on different days and machines gather there; a run that was stopped goes on. The second line prints the
-table, names what has not been run, and draws the curves.
+the last checkpoint, and the one that tracks the held-out sequences best, on the sequences of OTB and LaSOT
+that the folders hold, then an entry in --gathered. Runs on different days and machines gather there; a run
+that was stopped goes on. The second line prints the table, names what has not been run, and draws the curves.
 """
 
 import json
@@ -15,11 +15,13 @@ import pathlib
 import statistics
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
 
 from ostrack_jax import command_line
 from ostrack_jax.evaluation.results import write_text
+from ostrack_jax.training import checkpoint
 
 # What is compared: the argument of the configuration, changes to it, and the seeds.
 PLANNED: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
@@ -31,7 +33,7 @@ PLANNED: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     ("--config.model.pretrained=", "--config.optim.backbone_multiplier=1.0"),
     (42,),
   ),
-  "3.5 times as long": ("long", (), (42,)),
+  "3 times as long": ("long", (), (42,)),
 }
 
 FLAGS = command_line.new_flags()
@@ -57,12 +59,11 @@ def run_name(run: str, seed: int) -> str:
   return f"{run.replace(' ', '_')}-{seed}"
 
 
-def commands(run: str, seed: int, workdir: pathlib.Path) -> list[list[str]]:
-  """Return the commands of a run: training, and the two evaluations."""
+def training_command(run: str, seed: int, workdir: pathlib.Path) -> list[str]:
+  """Return the command that trains."""
   argument, changes, _ = PLANNED[run]
-  python = [sys.executable, "-m"]
-  training = [
-    *(*python, "training"),
+  return [
+    *(sys.executable, "-m", "training"),
     f"--config=configs/ostrack_s_256.py{':' if argument else ''}{argument}",
     f"--workdir={workdir}",
     f"--config.data.data_dir={FLAGS.data_dir}",
@@ -71,10 +72,32 @@ def commands(run: str, seed: int, workdir: pathlib.Path) -> list[list[str]]:
     *changes,
     *FLAGS.change,
   ]
-  evaluate = [*python, "ostrack_jax.evaluate", f"--checkpoint={workdir}"]
-  otb = ["--dataset=otb", f"--root={FLAGS.otb}", f"--output={workdir}/otb", "--allow_missing"]
-  lasot = ["--dataset=folder", "--rule=otb", f"--root={FLAGS.lasot}", f"--output={workdir}/lasot"]
-  return [training, [*evaluate, *otb], [*evaluate, *lasot]]
+
+
+def checkpoints(workdir: pathlib.Path) -> dict[str, int]:
+  """Return the steps to evaluate by what chooses them: "last", and "best" of the held-out sequences.
+
+  Raises:
+    FileNotFoundError: the run is not finished.
+  """
+  best = json.loads((workdir / "best.json").read_text())["step"]
+  return {"last": checkpoint.steps_in(workdir)[-1], "best": best}
+
+
+def evaluation_commands(workdir: pathlib.Path) -> list[list[str]]:
+  """Return the commands that evaluate a trained run."""
+  commands = []
+  for chosen, step in checkpoints(workdir).items():
+    start = [
+      *(sys.executable, "-m", "ostrack_jax.evaluate"),
+      f"--checkpoint={workdir}/{checkpoint.STEPS_FOLDER}/{step}",
+    ]
+    for dataset, how in (
+      ("otb", ["--dataset=otb", f"--root={FLAGS.otb}", "--allow_missing"]),
+      ("lasot", ["--dataset=folder", "--rule=otb", f"--root={FLAGS.lasot}"]),
+    ):
+      commands.append([*start, *how, f"--output={workdir}/{dataset}_{chosen}"])
+  return commands
 
 
 def gather(workdir: pathlib.Path, run: str, seed: int) -> dict:
@@ -90,50 +113,54 @@ def gather(workdir: pathlib.Path, run: str, seed: int) -> dict:
   def curve(name: str) -> list[tuple[int, float]]:
     return [(row["step"] * batch, round(row[name], 4)) for row in rows if name in row]
 
-  best = json.loads((workdir / "best.json").read_text())["step"]
-  entry = {
+  entry: dict[str, Any] = {
     "run": run,
     "seed": seed,
     "devices": report["devices"],
     "pairs": report["pairs"],
     "minutes": round(report["minutes"], 2),
-    "best_checkpoint_pairs": best * batch,
     "curves": {name: curve(name) for name in ("train/iou", "validation/iou", "validation/ao")},
   }
-  for dataset in ("otb", "lasot"):
-    summary = json.loads((workdir / dataset / "summary.json").read_text())
-    scores = {name: one["success_auc"] for name, one in summary["per_sequence"].items()}
-    entry[dataset] = {
-      "rule": summary["rule"],
-      "success_auc": round(summary["mean"]["success_auc"], 4),
-      "per_sequence": {name: round(value, 4) for name, value in scores.items()},
-    }
+  for chosen, step in checkpoints(workdir).items():
+    entry[chosen] = {"pairs": step * batch}
+    for dataset in ("otb", "lasot"):
+      summary = json.loads((workdir / f"{dataset}_{chosen}" / "summary.json").read_text())
+      scores = {name: one["success_auc"] for name, one in summary["per_sequence"].items()}
+      entry[chosen][dataset] = {
+        "rule": summary["rule"],
+        "success_auc": round(summary["mean"]["success_auc"], 4),
+        "per_sequence": {name: round(value, 4) for name, value in scores.items()},
+      }
   return entry
 
 
 def table(entries: dict[str, dict]) -> str:
   """Return a Markdown table of all planned runs: means over seeds and standard errors."""
   lines = [
-    "| | seeds | pairs | minutes | OTB mean success AUC | by sequence | LaSOT clip |",
-    "|---|---|---|---|---|---|---|",
+    "| | seeds | pairs | minutes | OTB mean success AUC | by sequence | LaSOT clip | OTB, best held-out | LaSOT clip |",
+    "|---|---|---|---|---|---|---|---|---|",
   ]
   for run, (_, _, seeds) in PLANNED.items():
     found = [entries[run_name(run, s)] for s in seeds if run_name(run, s) in entries]
     unrun = [str(s) for s in seeds if run_name(run, s) not in entries]
     if found:
-      names = found[0]["otb"]["per_sequence"]
+      names = found[0]["last"]["otb"]["per_sequence"]
       single = ", ".join(
-        f"{name} {statistics.mean(e['otb']['per_sequence'][name] for e in found):.3f}"
+        f"{name} {statistics.mean(e['last']['otb']['per_sequence'][name] for e in found):.3f}"
         for name in names
+      )
+      otb, lasot, best_otb, best_lasot = (
+        _mean([e[chosen][dataset]["success_auc"] for e in found])
+        for chosen in ("last", "best")
+        for dataset in ("otb", "lasot")
       )
       lines.append(
         f"| {run} | {', '.join(str(e['seed']) for e in found)} | {found[0]['pairs']:,} "
         f"| {statistics.mean(e['minutes'] for e in found):.1f} "
-        f"| {_mean([e['otb']['success_auc'] for e in found])} | {single} "
-        f"| {_mean([e['lasot']['success_auc'] for e in found])} |"
+        f"| {otb} | {single} | {lasot} | {best_otb} | {best_lasot} |"
       )
     if unrun:
-      lines.append(f"| {run} | {', '.join(unrun)} | | | not run yet | | |")
+      lines.append(f"| {run} | {', '.join(unrun)} | | | not run yet | | | | |")
   return "\n".join(lines)
 
 
@@ -166,6 +193,14 @@ def draw(entries: dict[str, dict], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
+def _run(command: list[str]) -> int:
+  print("+ " + " ".join(command[2:]), flush=True)
+  code = subprocess.run(command, check=False).returncode
+  if code:
+    print(f"benchmarks.little_video: {command[2]} ended with exit code {code}", file=sys.stderr)
+  return code
+
+
 def _read(path: pathlib.Path) -> dict[str, dict]:
   return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -177,12 +212,13 @@ def main(argv: list[str]) -> int:
   if FLAGS.run:
     name = run_name(FLAGS.run, FLAGS.seed)
     workdir = pathlib.Path(FLAGS.runs) / name
-    for command in commands(FLAGS.run, FLAGS.seed, workdir)[FLAGS.evaluate_only :]:
-      print("+ " + " ".join(command[2:]), flush=True)
-      code = subprocess.run(command, check=False).returncode
-      if code:
-        print(f"benchmarks.little_video: {command[2]} ended with exit code {code}", file=sys.stderr)
-        return code
+    code = 0
+    if not FLAGS.evaluate_only:
+      code = _run(training_command(FLAGS.run, FLAGS.seed, workdir))
+    for command in [] if code else evaluation_commands(workdir):
+      code = code or _run(command)
+    if code:
+      return code
     entries = _read(gathered) | {name: gather(workdir, FLAGS.run, FLAGS.seed)}
     write_text(gathered, json.dumps(entries, indent=1) + "\n")
   entries = _read(gathered)

@@ -3,16 +3,19 @@
   python -m benchmarks.train_step --search_size=256 --batch_size=128
   python -m benchmarks.train_step --keep_ratio=1.0 --profile=runs/trace
   python -m benchmarks.train_step --prepared=prepared/sequence_folder/mine-context256/2.0.0
+  python -m benchmarks.train_step --dtype=float32 --batch_size=16 --compare_losses=20
 
 Prints medians over runs of several steps queued at once, as training queues them, the share of the
 device's peak, and the floor: the step's arithmetic at that peak. With --prepared, the same step is then fed
-by the input pipeline with the official augmentation, and their ratio is printed.
+by the input pipeline with the official augmentation, and their ratio is printed. With --compare_losses
+nothing is timed: the losses of training on all devices stand against those on one, products in full precision.
 """
 
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,12 +46,15 @@ flags.DEFINE_integer("runs", 7, "Runs.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_list("prepared", [], "Prepared directories to feed the step from.", flag_values=FLAGS)
 flags.DEFINE_integer("num_workers", -1, "Of the pipeline; -1 for one a core.", flag_values=FLAGS)
 flags.DEFINE_integer("pairs", 30_000, "Pairs of the fed run.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer("compare_losses", 0, "Steps to compare with one device.", flag_values=FLAGS)
 flags.DEFINE_string("profile", "", "Folder for a profiler trace of three steps.", flag_values=FLAGS)
 
 
-def synthetic_batch(size: int, template_size: int, search_size: int) -> dict[str, np.ndarray]:
+def synthetic_batch(
+  size: int, template_size: int, search_size: int, seed: int = 0
+) -> dict[str, np.ndarray]:
   """Return a batch as the pipeline gives it, of noise."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   batch: dict[str, np.ndarray] = {"grey": rng.random(size) < 0.05}
   for name, side in (("template", template_size), ("search", search_size)):
     batch[name] = rng.integers(0, 256, (size, side, side, 3), np.uint8)
@@ -82,6 +88,39 @@ def measure_fed(step: Callable, state, batches: pipeline.TrainIterator, mesh, st
   return (time.perf_counter() - began) / steps
 
 
+def start_training(model: OSTrack, mesh) -> tuple[Any, Any]:
+  """Return the first state, and the step, jitted over a mesh."""
+  optimizer = make_optimizer(OptimizerSettings(), 468)
+  start = create_state(init_variables(model, 0), optimizer, 0)
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, LossWeights()),
+    donate_argnums=0,
+    out_shardings=sharding.replicated(mesh),
+  )
+  return sharding.copy_everywhere(mesh, start), step
+
+
+def compare_losses(model: OSTrack, devices: Sequence[jax.Device], steps: int) -> None:
+  """Train from the same state on the same batches, on all devices and on one; print the losses."""
+  losses = []
+  for chosen in (devices[:1], devices):
+    mesh = sharding.make_mesh(chosen)
+    state, step = start_training(model, mesh)
+    found = []
+    with jax.default_matmul_precision("float32"):
+      for number in range(steps):
+        batch = synthetic_batch(FLAGS.batch_size, model.template_size, model.search_size, number)
+        state, metrics = step(state, sharding.put_batch(mesh, batch), None)
+        found.append(float(metrics["loss"]))
+    losses.append(np.array(found))
+  difference = np.abs(losses[1] - losses[0]) / losses[0]
+  print(
+    f"loss of step 1, {steps}: {losses[0][0]:.6f}, {losses[0][-1]:.6f} on one device, "
+    f"{losses[1][0]:.6f}, {losses[1][-1]:.6f} on {len(devices)}; "
+    f"largest relative difference of {steps} steps {difference.max():.1e}"
+  )
+
+
 def main(argv: list[str]) -> None:
   """Measure and print."""
   del argv
@@ -94,18 +133,16 @@ def main(argv: list[str]) -> None:
     dtype=FLAGS.dtype,
   )
   devices = jax.devices()[: FLAGS.devices or None]
+  if FLAGS.compare_losses:
+    if len(devices) == 1:
+      raise SystemExit("benchmarks.train_step: --compare_losses needs two devices; there is one")
+    compare_losses(model, devices, FLAGS.compare_losses)
+    return
   mesh = sharding.make_mesh(devices)
-  optimizer = make_optimizer(OptimizerSettings(), 468)
-  start = create_state(init_variables(model, 0), optimizer, 0)
-  state = sharding.copy_everywhere(mesh, start)
+  state, step = start_training(model, mesh)
   batch = synthetic_batch(FLAGS.batch_size, model.template_size, search_size)
   batch = sharding.put_batch(mesh, batch)
   counts = np.array([int(n) for n in FLAGS.keep_counts], np.int32) if FLAGS.keep_counts else None
-  step = jax.jit(
-    step_lib.make_train_step(model, optimizer, LossWeights()),
-    donate_argnums=0,
-    out_shardings=sharding.replicated(mesh),
-  )
   began = time.perf_counter()
   compiled = step.lower(state, batch, counts).compile()
   print(

@@ -11,7 +11,7 @@
 
 trains on six DAVIS sequences, one of TinyTLP, one of VOT and still images; two DAVIS sequences and one of VOT
 are held out, for validation and for choosing the best checkpoint. docs/results.md says how well it tracks.
-Behind a colon: `long` for three and a half times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
+Behind a colon: `long` for three times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
 """
 
 from configs import common
@@ -47,9 +47,9 @@ def get_config(arg: str = ""):
   config.augmentation.blur_probability = 0.3
   config.augmentation.distractor_probability = 0.3
 
-  # An epoch is a hundredth of the run: 844,800 pairs, or 2,956,800.
+  # An epoch is a hundredth of the run: 844,800 pairs, or 2,534,400.
   config.train.epochs = 100
-  config.train.pairs_per_epoch = 128 * (231 if is_long else 66)
+  config.train.pairs_per_epoch = 128 * (198 if is_long else 66)
   config.train.elimination_start = 10
   config.train.elimination_warmup = 25
   config.train.elimination_buckets = 1

@@ -45,7 +45,7 @@ _FORCED_NOTE = (
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
-  "checkpoint", None, "what to evaluate: a converted folder, a training work folder, or an official file", flag_values=FLAGS
+  "checkpoint", None, "what to evaluate: a converted folder, a training work folder or its checkpoints/STEP, or an official file", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_integer(
   "num_heads", None, "attention heads, where width/64 is wrong", flag_values=FLAGS
@@ -216,12 +216,14 @@ def _track_benchmark() -> int:
     failed = _gather(output, failed, process, processes)
     if process:
       return 1 if failed else 0
+  from ostrack_jax import loading
+
   score_and_write(
     selection,
     folder,
     failed,
     dataset=FLAGS.dataset,
-    label=pathlib.Path(FLAGS.checkpoint).resolve().stem,
+    label=loading.label(FLAGS.checkpoint),
     rule=rule,
     timed=FLAGS.one_by_one,
     teacher_forced=FLAGS.teacher_forced,

@@ -42,8 +42,9 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
   """Load a checkpoint.
 
   Args:
-    path: a converted folder, a training work folder (its best step if one is marked, else the last),
-      an official OSTrack file, or the name of a checkpoint that ships with the package: `ostrack_tiny`.
+    path: a converted folder, a training work folder (its best step if one is marked, else the last) or
+      one of its steps, WORKDIR/checkpoints/STEP, an official OSTrack file, or the name of a checkpoint
+      that ships with the package: `ostrack_tiny`.
     num_heads: attention heads where width / 64 is wrong; files do not say.
 
   Raises:
@@ -51,6 +52,8 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
     ValueError: what is there is not a checkpoint, or does not fit num_heads; says what to do.
   """
   path = pathlib.Path(path)
+  if _is_step(path):
+    return _load_folder(path.parent.parent, num_heads, int(path.name))
   if path.is_dir():
     return _load_folder(path, num_heads)
   if (_SHIPPED / path).is_dir() and not path.exists():
@@ -75,7 +78,17 @@ def is_folder(path: str | os.PathLike) -> bool:
   return pathlib.Path(path).is_dir() or (_SHIPPED / path).is_dir()
 
 
-def _load_folder(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
+def label(path: str | os.PathLike) -> str:
+  """Return what to call a checkpoint: its folder's or file's name, for a step the run's name and the step."""
+  path = pathlib.Path(path).resolve()
+  return f"{path.parent.parent.name}-{path.name}" if _is_step(path) else path.stem
+
+
+def _is_step(path: pathlib.Path) -> bool:
+  return path.parent.name == checkpoint_lib.STEPS_FOLDER and path.name.isdigit()
+
+
+def _load_folder(path: pathlib.Path, num_heads: int | None, step: int | None = None) -> Checkpoint:
   description = description_lib.read_description(path)
   model = description_lib.build_model(description["model"], str(path / description_lib.FILE_NAME))
   ours = model.dimensions()["num_heads"]
@@ -91,10 +104,11 @@ def _load_folder(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
       checkpoint_lib.restore_variables(path / _VARIABLES),
     )
   elif (path / checkpoint_lib.STEPS_FOLDER).is_dir():
-    best = _best_step(path)
-    if not (path / checkpoint_lib.STEPS_FOLDER / str(best)).is_dir():
-      best = None
-    variables = checkpoint_lib.restore_step_variables(path, best)
+    if step is None:
+      step = _best_step(path)
+      if not (path / checkpoint_lib.STEPS_FOLDER / str(step)).is_dir():
+        step = None
+    variables = checkpoint_lib.restore_step_variables(path, step)
   else:
     raise ValueError(
       f"{path} has a {description_lib.FILE_NAME} but neither {_VARIABLES}/ nor checkpoints/"

@@ -23,7 +23,7 @@ from ostrack_jax import command_line, visualization
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
-  "checkpoint", None, "converted folder, training work folder, or official .pth/.pth.tar file", flag_values=FLAGS
+  "checkpoint", None, "converted folder, training work folder or its checkpoints/STEP, or official .pth/.pth.tar file", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_string(
   "source", None, "video file, folder of images, or pattern of images ('clip/*.png')", flag_values=FLAGS

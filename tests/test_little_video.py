@@ -16,7 +16,12 @@ def flags():
 
 def _finished(folder, run, seed, otb):
   workdir = folder / little_video.run_name(run, seed)
-  for dataset, scores in (("otb", otb), ("lasot", {"airplane-1": 0.5})):
+  for dataset, scores in (
+    ("otb_last", otb),
+    ("otb_best", {name: value - 0.1 for name, value in otb.items()}),
+    ("lasot_last", {"airplane-1": 0.5}),
+    ("lasot_best", {"airplane-1": 0.25}),
+  ):
     (workdir / dataset).mkdir(parents=True)
     summary = {
       "rule": "otb",
@@ -29,6 +34,8 @@ def _finished(folder, run, seed, otb):
   )
   (workdir / "config.json").write_text(json.dumps({"train": {"batch_size": 128}}))
   (workdir / "best.json").write_text(json.dumps({"step": 7200}))
+  for step in (7200, 8000):
+    (workdir / "checkpoints" / str(step)).mkdir(parents=True)
   rows = [
     {"step": 50, "train/iou": 0.3},
     {"step": 800, "train/iou": 0.6},
@@ -40,11 +47,13 @@ def _finished(folder, run, seed, otb):
 
 def test_runs_gather_with_pairs_for_steps(tmp_path):
   entry = _finished(tmp_path, "elimination", 42, {"Bird2": 0.7, "Vase": 0.6})
-  assert entry["best_checkpoint_pairs"] == 921_600
+  assert entry["best"]["pairs"] == 921_600
+  assert entry["last"]["pairs"] == 1_024_000
   assert entry["curves"]["train/iou"] == [(6400, 0.3), (102_400, 0.6)]
   assert entry["curves"]["validation/ao"] == [(102_400, 0.5)]
-  assert entry["otb"]["success_auc"] == 0.65
-  assert entry["lasot"]["per_sequence"] == {"airplane-1": 0.5}
+  assert entry["last"]["otb"]["success_auc"] == 0.65
+  assert entry["best"]["otb"]["success_auc"] == 0.55
+  assert entry["last"]["lasot"]["per_sequence"] == {"airplane-1": 0.5}
 
 
 def test_table_gives_means_standard_errors_and_what_is_unrun(tmp_path):
@@ -57,7 +66,8 @@ def test_table_gives_means_standard_errors_and_what_is_unrun(tmp_path):
   lines = little_video.table(entries).splitlines()
   # 0.5 and 0.6: deviation 0.0707, over the root of 2.
   assert "| 42, 43 | 1,024,000 | 5.2 | 0.550 ± 0.050 | Bird2 0.500, Vase 0.600 | 0.500" in lines[2]
-  assert lines[3] == "| elimination | 44 | | | not run yet | | |"
+  assert lines[2].endswith("| 0.450 ± 0.050 | 0.250 ± 0.000 |")
+  assert lines[3] == "| elimination | 44 | | | not run yet | | | | |"
   assert sum("not run yet" in line for line in lines) == 4
   little_video.draw(entries, tmp_path / "pictures" / "curves.png")
   assert (tmp_path / "pictures" / "curves.png").stat().st_size > 10_000
@@ -70,7 +80,7 @@ def test_an_unfinished_run_is_not_gathered(tmp_path):
 
 @pytest.mark.parametrize("run", little_video.PLANNED)
 def test_commands_change_keys_that_the_configuration_has(run, tmp_path):
-  training, otb, lasot = little_video.commands(run, 43, tmp_path / "run")
+  training = little_video.training_command(run, 43, tmp_path / "run")
   argument = training[3].partition(":")[2]
   config = ostrack_s_256.get_config(argument)
   for flag in training:
@@ -81,4 +91,18 @@ def test_commands_change_keys_that_the_configuration_has(run, tmp_path):
   configuration.build_model(config)
   assert config.train.seed == 43
   assert (config.model.pretrained == "") == (run == "random start")
-  assert otb[3] == lasot[3] == f"--checkpoint={tmp_path}/run"
+
+
+def test_last_and_best_checkpoints_are_evaluated(tmp_path):
+  _finished(tmp_path, "elimination", 42, {"Bird2": 0.7})
+  workdir = tmp_path / "elimination-42"
+  commands = little_video.evaluation_commands(workdir)
+  assert [(command[3], command[-1]) for command in commands] == [
+    (f"--checkpoint={workdir}/checkpoints/{step}", f"--output={workdir}/{folder}")
+    for step, folder in (
+      (8000, "otb_last"),
+      (8000, "lasot_last"),
+      (7200, "otb_best"),
+      (7200, "lasot_best"),
+    )
+  ]

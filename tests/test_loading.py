@@ -122,6 +122,26 @@ def test_a_training_folder_gives_its_best_step_or_its_last(best, step, folder, m
   assert set(checkpoint.variables) == {"params", "batch_stats"}
 
 
+def test_a_step_of_a_training_folder_is_loaded_and_labelled_by_its_path(folder, monkeypatch):
+  asked = []
+
+  def restore(workdir, wanted):
+    asked.append((workdir, wanted))
+    return {name: _checkpoint().variables[name] for name in ("params", "batch_stats")}
+
+  monkeypatch.setattr(checkpoint_lib, "restore_step_variables", restore)
+  workdir = _workdir(folder, {"step": 40})
+  load(workdir / "checkpoints" / "20")
+  assert asked == [(folder, 20)]
+  assert loading.label(workdir / "checkpoints" / "20") == f"{folder.name}-20"
+  assert loading.label(workdir) == folder.name
+
+
+def test_a_step_that_is_not_there_is_named_with_those_that_are(folder):
+  with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 20; there are 40"):
+    load(_workdir(folder) / "checkpoints" / "20")
+
+
 def test_a_best_step_that_is_no_number_is_refused(folder):
   with pytest.raises(ValueError, match=r"best\.json marks step 'x'; expected a whole number"):
     load(_workdir(folder, {"step": "x"}))

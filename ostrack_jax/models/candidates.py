@@ -158,7 +158,8 @@ def select(candidates: Candidates, scores, capacity: int, keep_count=None):
   if candidates.valid is not None:
     scores = jnp.where(candidates.valid, scores, -jnp.inf)
   count = scores.shape[1]
-  _, order = jax.lax.top_k(scores, count)
+  # The order of lax.top_k, which would be gathered from all devices and found on each for all samples.
+  order = jnp.argsort(scores, axis=1, descending=True, stable=True)
   ranked = jnp.take_along_axis(candidates.index, order, axis=1)
   if keep_count is None and candidates.valid is None:
     return (

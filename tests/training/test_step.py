@@ -1,7 +1,5 @@
 """The training step's numbers are the official code's, and one device equals four."""
 
-import re
-
 import jax
 import numpy as np
 import optax
@@ -203,7 +201,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts():
     np.testing.assert_allclose(got, mean, atol=1e-5 * scale)
 
 
-def test_no_device_gathers_tokens_of_the_others():
+def test_no_device_gathers_what_others_hold():
   if len(jax.devices()) < 4:
     pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
   train_step, state = _small_step()
@@ -211,8 +209,7 @@ def test_no_device_gathers_tokens_of_the_others():
   placed = jax.device_put(state, sharding.replicated(mesh))
   compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
   text = compiled.lower(placed, sharding.put_batch(mesh, _batch())).compile().as_text()
-  gathered = re.findall(r"= \w+\[(\d+),(\d+),(\d+)\]\S* all-gather", text)
-  assert "all-reduce" in text and not gathered
+  assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
 
 
 def test_batches_that_do_not_divide_are_refused():
