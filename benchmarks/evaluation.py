@@ -44,6 +44,7 @@ flags.DEFINE_string("checkpoint", None, "Instead of random weights.", flag_value
 flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Compute.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "Lanes of a group.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("threads", 0, "That decode; 0 for one a core.", flag_values=FLAGS)
+flags.DEFINE_integer("processes", -1, "That they are spread over; -1 as evaluation does.", -1, flag_values=FLAGS)  # fmt: skip
 flags.DEFINE_integer("frames", 200, "Of every procedural sequence.", 3, flag_values=FLAGS)
 flags.DEFINE_integer("sequences", 64, "Procedural ones.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("root", None, "Folder of real sequences.", flag_values=FLAGS)
@@ -111,7 +112,7 @@ def open_network(dtype: str) -> Network:
   size = int(FLAGS.search_size)
   model = OSTrack(variant=FLAGS.variant, search_size=size, template_size=size // 2, dtype=dtype)
   factors = {"template_factor": 2.0, "search_factor": size / 64 if size == 256 else 5.0}
-  return Network(model, init_variables(model, 0), {"tracker": factors})
+  return Network(model, jax.block_until_ready(init_variables(model, 0)), {"tracker": factors})
 
 
 def decode_floor(sequences: Sequence[LaneSequence], threads: int) -> float:
@@ -119,9 +120,10 @@ def decode_floor(sequences: Sequence[LaneSequence], threads: int) -> float:
   paths = [path for sequence in sequences for path in sequence.frames][:4000]
 
   def part(number: int) -> int:
-    end, count = time.perf_counter() + _SECONDS, 0
+    end, count, memory = time.perf_counter() + _SECONDS, 0, None
     while time.perf_counter() < end:
-      frame_files.read_image(paths[(number * 37 + count) % len(paths)])
+      path = paths[(number * 37 + count) % len(paths)]
+      memory = frame_files.decode_image(path.read_bytes(), path, memory).reshape(-1)
       count += 1
     return count
 
@@ -173,6 +175,7 @@ def end_to_end(
     batch_size=batch_size,
     groups=groups,
     threads=threads,
+    processes=None if FLAGS.processes < 0 else FLAGS.processes,
     locate=_fake_locate(batch_size) if FLAGS.fake_network else locate,
   )
   # Compiles; the batch is the same for any number of sequences.
@@ -186,6 +189,7 @@ def end_to_end(
   seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
   stages = dataclasses.asdict(tracker.stages)
   frames = stages.pop("frames")
+  cpu += stages.pop("processes")
   print(f"{'one alone' if tracker.lanes == 1 else f'{tracker.lanes} lanes'}: {frames / seconds:.1f} frames/s, "
         f"{frames / cpu:.1f} a second of CPU time")  # fmt: skip
   per_frame = {name: 1e3 * value / frames for name, value in stages.items()}

@@ -73,8 +73,9 @@ def crop_square(
   ]
   if inner.size == 0:
     return np.zeros((output_size, output_size, 3), np.uint8), output_size / window.side
-  square = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
-  return cv2.resize(square, (output_size, output_size)), output_size / window.side
+  if left or top or right or bottom:
+    inner = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
+  return cv2.resize(inner, (output_size, output_size)), output_size / window.side
 
 
 def crop_padding_mask(window: CropWindow, height: int, width: int) -> np.ndarray:

@@ -74,7 +74,11 @@ flags.DEFINE_integer(
   "batch_size", 0, "sequences in a batch, of which two take turns; 0 for 32 on a GPU and 4 a device elsewhere", lower_bound=0, flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_integer(
-  "threads", 0, "that decode images; 0 for one a core", lower_bound=0, flag_values=FLAGS
+  "threads",
+  0,
+  "that decode images, in processes of their own from 8 on; 0 for one a core",
+  lower_bound=0,
+  flag_values=FLAGS,
 )
 flags.DEFINE_bool(
   "one_by_one", False, "track frame after frame and time the tracker alone", flag_values=FLAGS

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ostrack_jax.tracking.tracker import TrackResult, starting_boxes
+from ostrack_jax.tracking.cutting import starting_boxes
+from ostrack_jax.tracking.tracker import TrackResult
 
 _FRAMES_AHEAD = 4
 _END: Any = object()
@@ -38,7 +39,7 @@ class TeacherForced:
   """Starts every frame of a tracker from a given box, whatever was found in the frame before.
 
   Args:
-    start_boxes_xywh: [n, 4] annotated: frame t is searched around row t - 1; see tracker.starting_boxes.
+    start_boxes_xywh: [n, 4] annotated: frame t is searched around row t - 1; see cutting.starting_boxes.
   """
 
   def __init__(self, tracker: Movable, start_boxes_xywh: np.ndarray):

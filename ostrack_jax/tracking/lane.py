@@ -6,13 +6,11 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking import cutting
 from ostrack_jax.tracking import frames as frame_files
-from ostrack_jax.tracking import tracker as tracker_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +21,7 @@ class LaneSequence:
     frames: image files in order.
     init_box_xywh: [4] the target in the first frame, pixels.
     start_boxes_xywh: [n, 4] annotated boxes, NaN where absent: the search region of frame t is cut around
-      row t - 1, whatever was found there (teacher-forced; see tracker.starting_boxes). None: around the box
+      row t - 1, whatever was found there (teacher-forced; see cutting.starting_boxes). None: around the box
       found before.
   """
 
@@ -51,17 +49,14 @@ class LaneResult:
   error: Exception | None = None
 
 
-class Settings(Protocol):
-  """What a lane needs to know of the tracker."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropSettings:
+  """Sides of template and search region, in pixels, and over the root of the target's area."""
 
-  @property
-  def model(self) -> OSTrack: ...
-
-  @property
-  def search_factor(self) -> float: ...
-
-  @property
-  def template_factor(self) -> float: ...
+  template_size: int
+  search_size: int
+  template_factor: float
+  search_factor: float
 
 
 def _read(path: pathlib.Path, memory: np.ndarray | None) -> tuple[np.ndarray, float, float]:
@@ -141,18 +136,20 @@ class Lane:
     row: its place in the batch.
     box_xywh: [4] float64, what the last search region was cut around.
     frame_size: (height, width) of the present sequence.
-    new_template: the template [Z, Z, 3] and its mask [Nz], or None, of a sequence that has just begun;
-      whoever takes it sets it to None.
+    new_template: of a sequence that has just begun, [Z, Z, 3] uint8, and template pixels per frame
+      pixel, or None; whoever takes it sets it to None.
+    first_box_xywh: [4] float64, where the target is in the template's frame.
   """
 
   def __init__(
-    self, row: int, reader: Reader, settings: Settings, ended: collections.deque[LaneResult]
+    self, row: int, reader: Reader, settings: CropSettings, ended: collections.deque[LaneResult]
   ):
     self.row = row
     self.reader = reader
     self.box_xywh = np.zeros(4)
     self.frame_size = (0, 0)
-    self.new_template: tuple[np.ndarray, np.ndarray | None] | None = None
+    self.new_template: tuple[np.ndarray, float] | None = None
+    self.first_box_xywh = np.zeros(4)
     self.seconds_cutting = 0.0
     self._settings = settings
     self._ended = ended
@@ -207,18 +204,20 @@ class Lane:
       raise ValueError("the sequence has no frames; at least the one with init_box_xywh is needed")
     frame = self.reader.next_frame()
     began = time.perf_counter()
-    template, mask, self.box_xywh, self.frame_size = self._numbered(
-      tracker_lib.cut_template,
+    settings = self._settings
+    template, resize_factor, self.box_xywh, self.frame_size = self._numbered(
+      cutting.cut_template,
       frame,
       sequence.init_box_xywh,
-      self._settings.model,
-      self._settings.template_factor,
+      settings.template_size,
+      settings.template_factor,
     )
-    self.new_template = template, mask
+    self.new_template = template, resize_factor
+    self.first_box_xywh = self.box_xywh
     self._boxes_xywh[0] = self.box_xywh
     self._forced = None
     if sequence.start_boxes_xywh is not None:
-      self._forced = tracker_lib.starting_boxes(sequence.start_boxes_xywh, self.frame_size)
+      self._forced = cutting.starting_boxes(sequence.start_boxes_xywh, self.frame_size)
       self.box_xywh = self._forced[0]
     self._index = 1
     self.reader.reuse_last()
@@ -229,10 +228,10 @@ class Lane:
     began = time.perf_counter()
     settings = self._settings
     cut = self._numbered(
-      tracker_lib.cut_search,
+      cutting.cut_search,
       frame,
       self.box_xywh,
-      settings.model,
+      settings.search_size,
       settings.search_factor,
       self.frame_size,
     )

@@ -1,16 +1,17 @@
 """Track many sequences at once: each is a lane of a fixed batch, and one compiled step serves them all.
 
-While the device works on one group of lanes, threads cut the search regions of another. Frames are read
-and decoded ahead, since only where they are cut depends on the box before.
+While the device works on one group of lanes, threads or processes cut the search regions of another.
+Frames are read and decoded ahead, since only where they are cut depends on the box before.
 """
 
-import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import heapq
 import os
 import pathlib
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
@@ -19,12 +20,17 @@ import numpy as np
 
 from ostrack_jax import sharding
 from ostrack_jax.models import candidates, head
+from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import tracker as tracker_lib
-from ostrack_jax.tracking.lane import Lane, LaneResult, LaneSequence, Reader
+from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence, Reader
+from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, LaneHost, LocalHost
+from ostrack_jax.tracking.lane_process import RemoteHost
 
 # Frames in memory for every decoding thread, beside the least that a lane needs to go on.
 _AHEAD_PER_THREAD = 2
 _LEAST_AHEAD = 2
+_LEAST_THREADS_FOR_PROCESSES = 8
+_THREADS_OF_FEW = 4
 
 T = TypeVar("T")
 
@@ -37,6 +43,7 @@ class Stages:
     read, decode, crop: of threads, summed over them.
     transfer: handing batches to the device. network: waiting for its answers. boxes: mapping those.
     frames: how many were tracked, first frames not counted.
+    processes: CPU time of the processes that cut.
   """
 
   read: float = 0.0
@@ -46,6 +53,7 @@ class Stages:
   network: float = 0.0
   boxes: float = 0.0
   frames: int = 0
+  processes: float = 0.0
 
 
 def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -76,13 +84,12 @@ def plan_lanes(sequences: Sequence[T], lengths: Sequence[int], lanes: int) -> li
 
 
 class _Group:
-  """Lanes that step together, and their batch in memory."""
+  """Lanes that step together, and what is known of their batch."""
 
-  def __init__(self, lanes: Sequence[Lane], batch_size: int, engine: "LaneTracker"):
-    model = engine.model
-    self.lanes = lanes
-    self.search = np.zeros((batch_size, model.search_size, model.search_size, 3), np.uint8)
-    self.template = np.zeros((batch_size, model.template_size, model.template_size, 3), np.uint8)
+  def __init__(self, number: int, batches: Batches, model: OSTrack):
+    batch_size = batches.shape.batch_size
+    self.number = number
+    self.search, self.template = batches.search[number], batches.template[number]
     self.template_mask = None
     if model.template_tokens == "ground_truth_box":
       grid = model.template_size // candidates.PATCH_SIZE
@@ -90,23 +97,28 @@ class _Group:
     self.boxes_xywh = np.tile([0.0, 0.0, 1.0, 1.0], (batch_size, 1))
     self.resize_factors = np.ones(batch_size)
     self.frame_sizes = np.full((batch_size, 2), 32)
-    self.active: list[Lane] = []
+    # For each host the rows it cut, and what was found in them.
+    self.rows: list[list[int]] = []
+    self.found: list[Found | None] = []
     self.on_device: tuple[jax.Array, jax.Array | None] | None = None
     self.pending: Any = None
 
-  def prepare(self, lane: Lane) -> None:
-    """Let a lane cut its next search region into its row of the batch."""
-    row = lane.row
-    cut = lane.prepare()
-    if cut is None:
-      return
-    self.search[row], self.resize_factors[row] = cut
-    self.boxes_xywh[row] = lane.box_xywh
-    self.frame_sizes[row] = lane.frame_size
-    if lane.new_template is not None:
-      self.template[row], mask = lane.new_template
+  @property
+  def is_over(self) -> bool:
+    """Whether all of its lanes are idle."""
+    return bool(self.rows) and not any(self.rows)
+
+  def take(self, cut: Cut, model: OSTrack) -> None:
+    """Note what a host has cut."""
+    rows = cut.rows
+    self.rows.append(rows)
+    self.boxes_xywh[rows] = cut.boxes_xywh
+    self.resize_factors[rows] = cut.resize_factors
+    self.frame_sizes[rows] = cut.frame_sizes
+    for row, box_xywh, resize_factor in cut.templates:
+      self.on_device = None
       if self.template_mask is not None:
-        self.template_mask[row] = mask
+        self.template_mask[row] = tracker_lib.template_mask(model, box_xywh, resize_factor)
 
 
 class LaneTracker:
@@ -118,6 +130,8 @@ class LaneTracker:
       a multiple of their number.
     groups: of lanes that take turns on the device.
     threads: that decode; by default one a core.
+    processes: that they are spread over, 0 for this one; by default one for two threads where there are
+      at least eight. In one process, many threads wait for its interpreter more than they decode.
     search_factor, template_factor: as for Tracker.
     devices: the batch is split over them; by default all of this process.
     locate: as tracker.locate; for measurements without a network.
@@ -135,6 +149,7 @@ class LaneTracker:
     batch_size: int,
     groups: int = 2,
     threads: int | None = None,
+    processes: int | None = None,
     search_factor: float | None = None,
     template_factor: float | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -146,9 +161,12 @@ class LaneTracker:
     self.model = checkpoint.model
     self.batch_size, self.groups = batch_size, groups
     self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    for name in ("batch_size", "groups", "threads"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} {getattr(self, name)} is too small; expected at least 1")
+    if processes is None:
+      processes = -(-self.threads // 2) if self.threads >= _LEAST_THREADS_FOR_PROCESSES else 0
+    self.processes = processes
+    for name, least in (("batch_size", 1), ("groups", 1), ("threads", 1), ("processes", 0)):
+      if getattr(self, name) < least:
+        raise ValueError(f"{name} {getattr(self, name)} is too small; expected at least {least}")
     mesh = sharding.make_mesh(jax.local_devices() if devices is None else devices)
     if batch_size % mesh.size:
       raise ValueError(
@@ -162,6 +180,21 @@ class LaneTracker:
     self._window = jax.device_put(head.hann_window(self.model.search_grid), everywhere)
     self._locate = locate
     self.stages = Stages()
+    self._batches = Batches(
+      BatchShape(
+        groups=groups,
+        batch_size=batch_size,
+        template_size=self.model.template_size,
+        search_size=self.model.search_size,
+      )
+    )
+    self._remote: list[RemoteHost] = []
+    self._start_processes()
+    weakref.finalize(self, _close, self._remote, self._batches)
+
+  def _start_processes(self) -> None:
+    for _ in range(min(self.processes, self.lanes)):
+      self._remote.append(RemoteHost(self._batches))
 
   @property
   def lanes(self) -> int:
@@ -186,57 +219,86 @@ class LaneTracker:
     if len(plan) > self.lanes:
       raise ValueError(f"{len(plan)} lanes are planned; {self.groups} x {self.batch_size} fit")
     self.stages = Stages()
-    working = max(sum(bool(sequences) for sequences in plan), 1)
-    depth = max(_LEAST_AHEAD, -(-_AHEAD_PER_THREAD * self.threads // working))
-    # Two pools, since cutting waits for decoding.
-    decoders = concurrent.futures.ThreadPoolExecutor(self.threads, "decode")
-    cutters = concurrent.futures.ThreadPoolExecutor(min(self.threads, self.batch_size), "cut")
-    ended: collections.deque[LaneResult] = collections.deque()
-    lanes = [
-      Lane(number // self.groups, Reader(sequences, decoders, depth), self, ended)
-      for number, sequences in enumerate(plan)
-    ]
-    groups = [_Group(lanes[i :: self.groups], self.batch_size, self) for i in range(self.groups)]
-    for group in groups:
-      group.active = [lane for lane in group.lanes if not lane.is_idle]
-    try:
-      while any(group.active for group in groups):
+    with contextlib.ExitStack() as stack:
+      hosts = self._open_hosts(plan, stack)
+      groups = [_Group(number, self._batches, self.model) for number in range(self.groups)]
+      while not all(group.is_over for group in groups):
         for group in groups:
+          if group.is_over:
+            continue
           if group.pending is not None:
             progress(self._collect(group))
-          self._dispatch(group, cutters)
-          while ended:
-            yield ended.popleft()
-    finally:
-      # Those ahead are not needed any more; the one that each thread has begun is waited for.
-      cutters.shutdown(cancel_futures=True)
-      decoders.shutdown(cancel_futures=True)
-      for lane in lanes:
-        self.stages.read += lane.reader.seconds_reading
-        self.stages.decode += lane.reader.seconds_decoding
-        self.stages.crop += lane.seconds_cutting
+          cuts = self._cut(group, hosts)
+          self._dispatch(group)
+          seconds = np.sum([cut.seconds for cut in cuts], axis=0).tolist()
+          self.stages.read, self.stages.decode, self.stages.crop = seconds
+          self.stages.processes = sum(cut.cpu_seconds for cut in cuts)
+          for cut in cuts:
+            yield from cut.ended
+      if self._remote:
+        # All they were asked for is done: they can be asked again.
+        stack.pop_all()
 
-  def _dispatch(self, group: _Group, cutters: concurrent.futures.Executor) -> None:
-    """Cut a group's next search regions and hand them to the device."""
-    active = group.active
-    if len(active) == 1:
-      group.prepare(active[0])
-    else:
-      workers = min(self.threads, len(active))
-      shares = [active[i::workers] for i in range(workers)]
-      list(cutters.map(lambda share: [group.prepare(lane) for lane in share], shares))
-    began = time.perf_counter()
-    group.active = [lane for lane in active if not lane.is_idle]
-    if not group.active:
+  def _open_hosts(
+    self, plan: Sequence[Sequence[LaneSequence]], stack: contextlib.ExitStack
+  ) -> list[LocalHost] | list[RemoteHost]:
+    """Prepare what cuts frames; the stack ends it."""
+    working = max(sum(bool(sequences) for sequences in plan), 1)
+    depth = max(_LEAST_AHEAD, -(-_AHEAD_PER_THREAD * self.threads // working))
+    settings = CropSettings(
+      template_size=self.model.template_size,
+      search_size=self.model.search_size,
+      template_factor=self.template_factor,
+      search_factor=self.search_factor,
+    )
+    count = min(self.processes or self.threads, working)
+    plans: list[dict[tuple[int, int], Sequence[LaneSequence]]] = [{} for _ in range(count)]
+    for number, sequences in enumerate(plan):
+      row, group = divmod(number, self.groups)
+      # So every host has a part of every group.
+      plans[(row + group) % count][group, row] = sequences
+    if not self.processes:
+      # Two pools, since cutting waits for decoding.
+      decoders = concurrent.futures.ThreadPoolExecutor(self.threads, "decode")
+      cutters = concurrent.futures.ThreadPoolExecutor(count, "cut") if count > 1 else None
+      # Those ahead are not needed any more; the one that each thread has begun is waited for.
+      for pool in filter(None, (decoders, cutters)):
+        stack.callback(pool.shutdown, cancel_futures=True)
+      return [
+        LocalHost(LaneHost(one, settings, decoders, depth, self._batches), cutters) for one in plans
+      ]
+    if not self._remote:
+      self._start_processes()
+    stack.callback(_close, self._remote)
+    # Few lanes leave few processes, which then need more threads each to be ahead.
+    threads = max(-(-self.threads // count), min(_THREADS_OF_FEW, self.threads))
+    hosts = self._remote[:count]
+    for host, one in zip(hosts, plans, strict=True):
+      host.start(one, settings, threads, depth)
+    return hosts
+
+  def _cut(self, group: _Group, hosts: Sequence[LocalHost] | Sequence[RemoteHost]) -> list[Cut]:
+    """Let all hosts cut a group's next search regions."""
+    found = group.found or [None] * len(hosts)
+    for host, one in zip(hosts, found, strict=True):
+      host.begin(group.number, one)
+    cuts = [host.finish() for host in hosts]
+    group.rows = []
+    for cut in cuts:
+      group.take(cut, self.model)
+    return cuts
+
+  def _dispatch(self, group: _Group) -> None:
+    """Hand a group's batch to the device."""
+    if group.is_over:
       return
-    if group.on_device is None or any(lane.new_template is not None for lane in group.active):
+    began = time.perf_counter()
+    if group.on_device is None:
       # Copies, because on a CPU the device may read this very memory.
       mask = group.template_mask
       group.on_device = jax.device_put(
         (group.template.copy(), None if mask is None else mask.copy()), self._batch_sharding
       )
-      for lane in group.active:
-        lane.new_template = None
     template, mask = group.on_device
     search = jax.device_put(group.search, self._batch_sharding)
     group.pending = self._locate(self.model, self._variables, template, search, self._window, mask)
@@ -245,7 +307,7 @@ class LaneTracker:
     self.stages.transfer += time.perf_counter() - began
 
   def _collect(self, group: _Group) -> int:
-    """Wait for a group's boxes and give them to its lanes; return how many."""
+    """Wait for a group's boxes; return how many there are."""
     began = time.perf_counter()
     found, scores = jax.device_get(group.pending)
     group.pending = None
@@ -258,13 +320,21 @@ class LaneTracker:
       group.frame_sizes[:, 0],
       group.frame_sizes[:, 1],
     )
-    scores = scores.tolist()
-    for lane in group.active:
-      lane.accept(moved[lane.row], scores[lane.row])
+    group.found = [
+      Found(boxes_xywh=moved[rows], scores=scores[rows].tolist()) for rows in group.rows
+    ]
+    count = sum(map(len, group.rows))
     self.stages.network += answered - began
     self.stages.boxes += time.perf_counter() - answered
-    self.stages.frames += len(group.active)
-    return len(group.active)
+    self.stages.frames += count
+    return count
+
+
+def _close(hosts: list[RemoteHost], batches: Batches | None = None) -> None:
+  while hosts:
+    hosts.pop().close()
+  if batches is not None:
+    batches.close()
 
 
 def decoded_ahead(paths: Sequence[pathlib.Path], threads: int) -> Generator[np.ndarray]:

@@ -12,12 +12,7 @@ import numpy as np
 from ostrack_jax import boxes, crop
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
-from ostrack_jax.tracking.frames import rgb_frame
-
-# The official tracker never lets a box get smaller, or its visible part narrower, than this.
-_MARGIN_PX = 10
-# A larger first box is a mistake of unit, and its crop could fill the memory.
-_LARGEST_SHARE_OF_FRAME = 2.0
+from ostrack_jax.tracking.cutting import MARGIN_PX, checked_box, cut_search, cut_template
 
 
 class TrackableCheckpoint(Protocol):
@@ -120,53 +115,7 @@ def next_box(
   height, width: [...] of the frames in pixels. Every side of the result is at least 10 pixels.
   """
   moved = box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size)
-  return boxes.clip_box_xywh(moved, height, width, _MARGIN_PX)
-
-
-def checked_box(box_xywh, frame_size: tuple[int, int]) -> np.ndarray:
-  """Return a box as [4] float64 if a track can start from it.
-
-  Args:
-    box_xywh: four numbers, pixels of the frame.
-    frame_size: (height, width).
-
-  Raises:
-    ValueError: not four finite numbers, smaller than a pixel, far larger than the frame, or outside.
-  """
-  try:
-    box = np.array(box_xywh, np.float64)
-  except (TypeError, ValueError):
-    box = np.empty(0)
-  if box.shape != (4,) or not np.isfinite(box).all():
-    raise ValueError(f"box_xywh {box_xywh!r} must be four finite numbers: left, top, width, height")
-  height, width = frame_size
-  x, y, w, h = box.tolist()
-  frame = f"the frame of {width} x {height} pixels"
-  if w < 1 or h < 1:
-    raise ValueError(
-      f"box_xywh {box.tolist()} is smaller than a pixel; expected width, height >= 1"
-    )
-  if w > _LARGEST_SHARE_OF_FRAME * width or h > _LARGEST_SHARE_OF_FRAME * height:
-    raise ValueError(f"box_xywh {box.tolist()} is more than twice as large as {frame}")
-  if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-    raise ValueError(f"box_xywh {box.tolist()} lies outside {frame}")
-  return box
-
-
-def starting_boxes(boxes_xywh, frame_size: tuple[int, int]) -> np.ndarray:
-  """Return boxes to search around: one that no track could start from repeats the one before.
-
-  Args:
-    boxes_xywh: [n, 4] annotated pixels, NaN where the target is absent, the first one usable.
-    frame_size: (height, width).
-  """
-  boxes_xywh = np.array(boxes_xywh, np.float64)
-  for row in range(1, len(boxes_xywh)):
-    try:
-      checked_box(boxes_xywh[row], frame_size)
-    except ValueError:
-      boxes_xywh[row] = boxes_xywh[row - 1]
-  return boxes_xywh
+  return boxes.clip_box_xywh(moved, height, width, MARGIN_PX)
 
 
 def tracking_factors(
@@ -188,50 +137,19 @@ def tracking_factors(
   )
 
 
-def cut_template(
-  frame, box_xywh, model: OSTrack, template_factor: float
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, tuple[int, int]]:
-  """Cut what a track remembers of its first frame.
+def template_mask(model: OSTrack, box_xywh, resize_factor: float) -> np.ndarray | None:
+  """Return [Nz] bool, which template tokens lie on the target; None where the model needs no such mask.
 
   Args:
-    frame, box_xywh: as for Tracker.init, which also says what is raised.
-
-  Returns:
-    Template [Z, Z, 3] uint8; mask [Nz] bool of its tokens on the target, None where the model needs
-    none; the box [4] float64; and the frame's (height, width).
+    box_xywh: [4] the target in the first frame, pixels.
+    resize_factor: template pixels per frame pixel.
   """
-  frame = rgb_frame(frame)
-  height, width = frame.shape[:2]
-  if min(height, width) < _MARGIN_PX:
-    raise ValueError(
-      f"frame of {width} x {height} pixels is too small; expected at least {_MARGIN_PX} on each side"
-    )
-  box = checked_box(box_xywh, (height, width))
+  if model.template_tokens != "ground_truth_box":
+    return None
   size = model.template_size
-  template, resize_factor = crop.crop_square(frame, box, template_factor, size)
-  mask = None
-  if model.template_tokens == "ground_truth_box":
-    in_crop = crop.box_in_crop(box, box, resize_factor, size)
-    (mask,) = candidates.template_mask_from_boxes(in_crop[None].astype(np.float32), size)
-  return template, mask, box, (height, width)
-
-
-def cut_search(
-  frame, box_xywh, model: OSTrack, search_factor: float, frame_size: tuple[int, int]
-) -> tuple[np.ndarray, float]:
-  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel.
-
-  Raises:
-    ValueError: the frame cannot be used or is not of frame_size (height, width).
-  """
-  frame = rgb_frame(frame)
-  if frame.shape[:2] != frame_size:
-    height, width = frame_size
-    raise ValueError(
-      f"frame of {frame.shape[1]} x {frame.shape[0]} pixels follows frames of {width} x {height}; "
-      "resize the frames or call init again"
-    )
-  return crop.crop_square(frame, box_xywh, search_factor, model.search_size)
+  in_crop = crop.box_in_crop(box_xywh, box_xywh, resize_factor, size)
+  (mask,) = candidates.template_mask_from_boxes(in_crop[None].astype(np.float32), size)
+  return np.asarray(mask)
 
 
 class Tracker:
@@ -275,9 +193,10 @@ class Tracker:
     Raises:
       ValueError: the frame or the box cannot be used.
     """
-    template, mask, box, frame_size = cut_template(
-      frame, box_xywh, self.model, self.template_factor
+    template, resize_factor, box, frame_size = cut_template(
+      frame, box_xywh, self.model.template_size, self.template_factor
     )
+    mask = template_mask(self.model, box, resize_factor)
     self._state = TrackState(
       template=jax.device_put(template[None], self._device),
       template_mask=None if mask is None else jax.device_put(mask[None], self._device),
@@ -297,7 +216,7 @@ class Tracker:
     """
     state = self._started("update")
     search, resize_factor = cut_search(
-      frame, state.box_xywh, self.model, self.search_factor, state.frame_size
+      frame, state.box_xywh, self.model.search_size, self.search_factor, state.frame_size
     )
     found, score = jax.device_get(
       locate(

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import subprocess
 import threading
 
 import cv2
@@ -9,8 +10,9 @@ import pytest
 
 from ostrack_jax import load
 from ostrack_jax.tracking import agreement, engine, frames, lanes
+from ostrack_jax.tracking.cutting import starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
-from ostrack_jax.tracking.tracker import Tracker, starting_boxes
+from ostrack_jax.tracking.tracker import Tracker
 
 _LENGTHS = (5, 2, 7, 1, 4, 3, 6)
 # Compiling is most of the time here.
@@ -80,12 +82,20 @@ def test_shares_cover_all_and_none_waits_longer_than_one_sequence(parts):
   assert all(lengths[a] >= lengths[b] for share in shares for a, b in itertools.pairwise(share))
 
 
-@pytest.mark.parametrize(("batch_size", "groups", "order"), [(1, 1, 1), (2, 2, -1), (3, 2, 1)])
-def test_forced_lanes_give_the_trackers_boxes_in_any_batch_and_order(
-  checkpoint, sequences, batch_size, groups, order
+@pytest.mark.parametrize(
+  ("batch_size", "groups", "order", "processes"),
+  [(1, 1, 1, 0), (2, 2, -1, 0), (3, 2, 1, 0), (1, 1, 1, 1), (3, 2, -1, 2)],
+)
+def test_forced_lanes_give_the_trackers_boxes_in_any_batch_order_and_process(
+  checkpoint, sequences, batch_size, groups, order, processes
 ):
   tracker = lanes.LaneTracker(
-    checkpoint, batch_size=batch_size, groups=groups, threads=2, devices=jax.devices()[:1]
+    checkpoint,
+    batch_size=batch_size,
+    groups=groups,
+    threads=2,
+    processes=processes,
+    devices=jax.devices()[:1],
   )
   found = track(tracker, sequences[::order])
   assert sorted(found) == [f"s{number}" for number in range(len(_LENGTHS))]
@@ -178,8 +188,11 @@ def test_finished_sequences_may_be_left_out_and_the_rest_stays_equal_to_the_bit(
     np.testing.assert_array_equal(result.scores, whole[name].scores)
 
 
-def test_an_error_ends_its_sequence_alone_and_the_lane_goes_on(checkpoint, sequences):
-  tracker = lanes.LaneTracker(checkpoint, batch_size=1, groups=1, devices=jax.devices()[:1])
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_error_ends_its_sequence_alone_and_the_lane_goes_on(checkpoint, sequences, processes):
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=1, groups=1, processes=processes, devices=jax.devices()[:1]
+  )
   clean = track(tracker, sequences)
   sequences[2].frames[3].write_bytes(b"broken")
   cv2.imwrite(str(sequences[6].frames[2]), np.zeros((50, 60, 3), np.uint8))
@@ -195,15 +208,73 @@ def test_an_error_ends_its_sequence_alone_and_the_lane_goes_on(checkpoint, seque
   assert np.isnan(found["s2"].boxes_xywh[3:]).all()
 
 
-def test_a_run_that_is_left_early_ends_its_threads(checkpoint, sequences):
-  tracker = lanes.LaneTracker(checkpoint, batch_size=2, groups=1, devices=jax.devices()[:1])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_run_that_is_left_early_ends_its_threads_and_processes(
+  checkpoint, sequences, processes, monkeypatch
+):
+  started = _watch_processes(monkeypatch)
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=2, groups=1, processes=processes, devices=jax.devices()[:1]
+  )
   plan = lanes.plan_lanes(sequences, _LENGTHS, 2)
   run = tracker.track(plan)
   next(run)
   run.close()
   assert not [t for t in threading.enumerate() if t.name.startswith(("decode", "cut"))]
+  assert [process.returncode for process in started] == [0] * processes
   with pytest.raises(ValueError, match="3 lanes are planned; 1 x 2 fit"):
     next(tracker.track([[], [], []]))
+
+
+def _watch_processes(monkeypatch):
+  """Return the list that holds the processes that will be started."""
+  started, popen = [], subprocess.Popen
+
+  def start(*arguments, **options):
+    started.append(popen(*arguments, **options))
+    return started[-1]
+
+  monkeypatch.setattr(subprocess, "Popen", start)
+  return started
+
+
+def test_processes_are_used_again_and_end_with_the_tracker(checkpoint, sequences, monkeypatch):
+  started = _watch_processes(monkeypatch)
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=2, groups=1, processes=3, devices=jax.devices()[:1]
+  )
+  first, second = (track(tracker, sequences[:count]) for count in (4, 1))
+  assert len(first) == 4
+  np.testing.assert_array_equal(second["s0"].boxes_xywh, first["s0"].boxes_xywh)
+  # As many as lanes.
+  assert [process.poll() for process in started] == [None, None]
+  del tracker
+  assert [process.returncode for process in started] == [0, 0]
+
+
+def test_a_process_that_dies_stops_the_run_with_its_signal(checkpoint, sequences, monkeypatch):
+  started = _watch_processes(monkeypatch)
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=2, groups=1, processes=2, devices=jax.devices()[:1]
+  )
+  run = tracker.track(lanes.plan_lanes(sequences, _LENGTHS, 2))
+  next(run)
+  started[0].kill()
+  with pytest.raises(RuntimeError, match=r"ended by signal 9; if memory was short"):
+    list(run)
+  assert [process.poll() is None for process in started] == [False, False]
+
+
+def test_many_threads_are_spread_over_processes(checkpoint):
+  def processes(**options):
+    return lanes.LaneTracker(
+      checkpoint, batch_size=1, devices=jax.devices()[:1], **options
+    ).processes
+
+  assert [processes(threads=count) for count in (1, 7, 8, 16)] == [0, 0, 4, 8]
+  assert processes(threads=16, processes=0) == 0
+  with pytest.raises(ValueError, match="processes -1 is too small; expected at least 0"):
+    processes(processes=-1)
 
 
 def test_one_group_is_cut_while_the_other_is_on_the_device(checkpoint, sequences):

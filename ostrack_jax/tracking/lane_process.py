@@ -1,0 +1,158 @@
+"""Lanes in a process of their own, whose threads do not wait for the interpreter of the one that tracks.
+
+  python -m ostrack_jax.tracking.lane_process CONNECTION MEMORY
+
+is started by RemoteHost, with two descriptors that it inherits.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+import cv2
+
+import ostrack_jax
+from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence
+from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, HostPlan, LaneHost
+
+_SECONDS_TO_END = 10.0
+# A step's message; a plan's has more.
+_STEP = ("group", "found")
+
+
+class RemoteHost:
+  """A LaneHost in another process, which starts at once and works after `start`.
+
+  begin, finish: as LocalHost's. `start` again for other lanes, once all that was begun is finished.
+  """
+
+  def __init__(self, batches: Batches):
+    self._batches = batches
+    self._sequences: list[LaneSequence] = []
+    self._connection, theirs = multiprocessing.Pipe()
+    descriptors = (theirs.fileno(), batches.file)
+    package = str(pathlib.Path(ostrack_jax.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", "ostrack_jax.tracking.lane_process", *map(str, descriptors)],
+      pass_fds=descriptors,
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+      stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+
+  def start(self, plan: HostPlan, settings: CropSettings, threads: int, depth: int) -> None:
+    """Send what to track, and how many threads decode."""
+    # They come back as numbers in this list.
+    self._sequences = [sequence for sequences in plan.values() for sequence in sequences]
+    self._send((plan, settings, threads, depth, self._batches.shape))
+
+  def begin(self, group: int, found: Found | None) -> None:
+    self._send((group, found))
+
+  def finish(self) -> Cut:
+    try:
+      answer = self._connection.recv()
+    except (EOFError, ConnectionError):
+      self._fail()
+    if isinstance(answer, str):
+      raise RuntimeError(f"a process that cuts frames failed:\n{answer}")
+    cut, ended = answer
+    results = [LaneResult(sequence=self._sequences[number], **fields) for number, fields in ended]
+    return dataclasses.replace(cut, ended=results)
+
+  def close(self) -> None:
+    """End the process, whatever it does."""
+    self._connection.close()
+    try:
+      self._process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def _send(self, message) -> None:
+    try:
+      self._connection.send(message)
+    except ConnectionError:
+      self._fail()
+
+  def _fail(self) -> NoReturn:
+    code = self._process.wait()
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    raise RuntimeError(
+      f"a process that cuts frames {how}; if memory was short, take a smaller batch or fewer threads"
+    )
+
+
+def _fields(result: LaneResult) -> dict[str, Any]:
+  """Return a result without its sequence, with an error that can travel."""
+  names = [field.name for field in dataclasses.fields(result) if field.name != "sequence"]
+  fields = {name: getattr(result, name) for name in names}
+  try:
+    pickle.loads(pickle.dumps(result.error))
+  except Exception:
+    fields["error"] = RuntimeError(f"{type(result.error).__name__}: {result.error}")
+  return fields
+
+
+def serve(connection: Connection, memory: int) -> None:
+  """Cut what is asked for until the connection is closed."""
+  message = connection.recv()
+  while True:
+    message = _serve_plan(connection, memory, *message)
+
+
+def _serve_plan(
+  connection: Connection,
+  memory: int,
+  plan: HostPlan,
+  settings: CropSettings,
+  threads: int,
+  depth: int,
+  shape: BatchShape,
+) -> tuple:
+  """Cut for one plan; return the next one's message."""
+  began = time.process_time()
+  every = (sequence for sequences in plan.values() for sequence in sequences)
+  numbers = {id(sequence): number for number, sequence in enumerate(every)}
+  decoders = concurrent.futures.ThreadPoolExecutor(threads, "decode")
+  try:
+    host = LaneHost(plan, settings, decoders, depth, Batches(shape, memory))
+    while len(message := connection.recv()) == len(_STEP):
+      cut = host.step(*message)
+      ended = [(numbers[id(one.sequence)], _fields(one)) for one in cut.ended]
+      cpu_seconds = time.process_time() - began
+      connection.send((dataclasses.replace(cut, ended=[], cpu_seconds=cpu_seconds), ended))
+    return message
+  finally:
+    decoders.shutdown(cancel_futures=True)
+
+
+def main(arguments: list[str]) -> None:
+  """Serve over the inherited descriptors."""
+  # Ctrl-C reaches all; the process that tracks closes the connection.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # Its own threads would fight with ours over the cores.
+  cv2.setNumThreads(1)
+  connection = Connection(int(arguments[0]))
+  try:
+    serve(connection, int(arguments[1]))
+  except (EOFError, ConnectionError):
+    pass  # Nobody waits any more.
+  except Exception:
+    connection.send(traceback.format_exc())
+    raise
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
