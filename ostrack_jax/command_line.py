@@ -59,6 +59,11 @@ def run(main: Callable, command: str, own: flags.FlagValues, description: str | 
   """Parse sys.argv and call main; the body of a console script."""
   # jax and orbax narrate at INFO; the user gets this project's own lines.
   logging.set_verbosity(logging.WARNING)
-  app.run(
-    main, flags_parser=functools.partial(parse, command=command, own=own, description=description)
-  )
+  try:
+    app.run(
+      main, flags_parser=functools.partial(parse, command=command, own=own, description=description)
+    )
+  except KeyboardInterrupt:
+    # The code that shells give to a program that Ctrl-C ended.
+    print(f"{command}: interrupted", file=sys.stderr)
+    sys.exit(130)
