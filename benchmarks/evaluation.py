@@ -35,6 +35,7 @@ from ostrack_jax.tracking import frames as frame_files
 from ostrack_jax.tracking import lanes
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.tracker import locate
+from ostrack_jax.tracking.weights import prepare
 from ostrack_jax.training.state import init_variables
 
 FLAGS = command_line.new_flags()
@@ -144,11 +145,11 @@ def network_floor(network: Network, batch_size: int) -> float:
   mask = None
   if model.template_tokens == "ground_truth_box":
     mask = np.ones((batch_size, (model.template_size // candidates.PATCH_SIZE) ** 2), bool)
-  variables = jax.device_put({name: network.variables[name] for name in ("params", "batch_stats")})
+  weights = jax.device_put(prepare(model, network.variables))
   window = jax.device_put(head.hann_window(model.search_grid))
 
   def step():
-    return locate(model, variables, *images, window, mask)
+    return locate(model, weights, *images, window, mask)
 
   jax.block_until_ready(step())
   steps, began = 0, time.perf_counter()

@@ -49,6 +49,10 @@ NUMPY_ONLY = {
   "ostrack_jax.boxes": set(),
   "ostrack_jax.crop": {"numpy", "cv2"},
   "ostrack_jax.annotations": {"numpy"},
+  "ostrack_jax.tracking.cutting": {"numpy"},
+  "ostrack_jax.tracking.lane": {"numpy"},
+  "ostrack_jax.tracking.lane_host": {"numpy"},
+  "ostrack_jax.tracking.lane_process": {"cv2"},
   "ostrack_jax.evaluation.metrics": {"numpy"},
   "ostrack_jax.evaluation.measures": {"numpy"},
   "ostrack_jax.evaluation.curves": {"numpy"},
@@ -138,6 +142,7 @@ def test_data_pipelines_never_name_jax():
 def test_importing_the_package_starts_no_jax_and_no_framework():
   code = (
     "import sys, ostrack_jax, ostrack_jax.boxes, ostrack_jax.crop, ostrack_jax.annotations\n"
+    "import ostrack_jax.tracking.lane_process\n"
     "loaded = {'jax', 'flax', 'torch', 'tensorflow'} & set(sys.modules)\n"
     "sys.exit(f'loaded {loaded}' if loaded else 0)"
   )

@@ -5,7 +5,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ostrack_jax.models import candidates, head, vit
+from ostrack_jax.models import candidates, folded_head, head, vit
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
@@ -160,6 +160,7 @@ class OSTrack(nn.Module):
     attention_layers=(),
     train: bool = False,
     batch_norm_groups: int = 1,
+    head_folded=None,
   ) -> OSTrackOutput:
     """Locate the template's target in the search region.
 
@@ -173,6 +174,7 @@ class OSTrack(nn.Module):
       attention_layers: blocks whose template attention is returned, in the order of the blocks.
       train: use batch statistics and drop path (rng `drop_path`); `batch_stats` must be mutable.
       batch_norm_groups: equal parts of the batch that BatchNorm normalises apart, in training.
+      head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
 
     Returns:
       OSTrackOutput.
@@ -223,9 +225,11 @@ class OSTrack(nn.Module):
     )
     grid = self.search_grid
     search_features = features[:, -grid * grid :].reshape(features.shape[0], grid, grid, -1)
-    score_map, size_map, offset_map = self.box_head(
-      search_features.astype(dtype), train, batch_norm_groups
-    )
+    if head_folded is None:
+      maps = self.box_head(search_features.astype(dtype), train, batch_norm_groups)
+    else:
+      maps = folded_head.apply(head_folded, search_features)
+    score_map, size_map, offset_map = maps
     return OSTrackOutput(
       score_map=score_map,
       size_map=size_map,

@@ -21,7 +21,6 @@ from typing import Any, NoReturn
 
 import cv2
 
-import ostrack_jax
 from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence
 from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, HostPlan, LaneHost
 
@@ -41,12 +40,12 @@ class RemoteHost:
     self._sequences: list[LaneSequence] = []
     self._connection, theirs = multiprocessing.Pipe()
     descriptors = (theirs.fileno(), batches.file)
-    package = str(pathlib.Path(ostrack_jax.__file__).parents[1])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Where this package lies, if it is not installed.
+    paths = [str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     self._process = subprocess.Popen(
       [sys.executable, "-m", "ostrack_jax.tracking.lane_process", *map(str, descriptors)],
       pass_fds=descriptors,
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
       stdin=subprocess.DEVNULL,
     )
     theirs.close()

@@ -25,6 +25,7 @@ from ostrack_jax.tracking import tracker as tracker_lib
 from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence, Reader
 from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, LaneHost, LocalHost
 from ostrack_jax.tracking.lane_process import RemoteHost
+from ostrack_jax.tracking.weights import prepare
 
 # Frames in memory for every decoding thread, beside the least that a lane needs to go on.
 _AHEAD_PER_THREAD = 2
@@ -174,9 +175,7 @@ class LaneTracker:
       )
     self._batch_sharding = sharding.batch_sharding(mesh)
     everywhere = sharding.replicated(mesh)
-    self._variables = jax.device_put(
-      {name: checkpoint.variables[name] for name in ("params", "batch_stats")}, everywhere
-    )
+    self._weights = jax.device_put(prepare(self.model, checkpoint.variables), everywhere)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), everywhere)
     self._locate = locate
     self.stages = Stages()
@@ -301,7 +300,7 @@ class LaneTracker:
       )
     template, mask = group.on_device
     search = jax.device_put(group.search, self._batch_sharding)
-    group.pending = self._locate(self.model, self._variables, template, search, self._window, mask)
+    group.pending = self._locate(self.model, self._weights, template, search, self._window, mask)
     for array in group.pending:
       array.copy_to_host_async()
     self.stages.transfer += time.perf_counter() - began

@@ -13,6 +13,7 @@ from ostrack_jax import boxes, crop
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
 from ostrack_jax.tracking.cutting import MARGIN_PX, checked_box, cut_search, cut_template
+from ostrack_jax.tracking.weights import TrackingWeights, prepare
 
 
 class TrackableCheckpoint(Protocol):
@@ -60,12 +61,12 @@ class TrackState:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def locate(model: OSTrack, variables, template, search, window, template_mask=None):
+def locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask=None):
   """Find the target in a search crop. Compiled once for all equal models.
 
   Args:
     model: static.
-    variables: {"params", "batch_stats"}.
+    weights: of weights.prepare.
     template: [b, Z, Z, 3] uint8.
     search: [b, S, S, 3] uint8.
     window: [F, F] weights of the score map, head.hann_window(F).
@@ -75,10 +76,15 @@ def locate(model: OSTrack, variables, template, search, window, template_mask=No
     ([b, 4] cxcywh at the windowed map's maximum, in the unit square of the crop; [b] maximum of the
     raw score map), float32.
   """
+  parts = weights.unpack()
   output = cast(
     OSTrackOutput,
     model.apply(
-      variables, normalise_images(template), normalise_images(search), template_mask=template_mask
+      {"params": {"backbone": parts["backbone"]}},
+      normalise_images(template),
+      normalise_images(search),
+      template_mask=template_mask,
+      head_folded=parts["head"],
     ),
   )
   windowed = output.score_map * window[None, :, :, None]
@@ -177,9 +183,7 @@ class Tracker:
     self.model = checkpoint.model
     # Named, because variables from a training mesh lie on all its devices and would stay there.
     self._device = next(iter(jnp.zeros(()).devices()))
-    self._variables = jax.device_put(
-      {name: checkpoint.variables[name] for name in ("params", "batch_stats")}, self._device
-    )
+    self._weights = jax.device_put(prepare(self.model, checkpoint.variables), self._device)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), self._device)
     self._state: TrackState | None = None
 
@@ -221,7 +225,7 @@ class Tracker:
     found, score = jax.device_get(
       locate(
         self.model,
-        self._variables,
+        self._weights,
         state.template,
         search[None],
         self._window,

@@ -244,9 +244,11 @@ def test_variables_go_to_one_device_once_without_what_the_model_does_not_use(
     checkpoint, variables={**spread, "unused": {"cls_token": np.zeros((1, 1, 32))}}
   )
   tracker, plain = Tracker(replicated), Tracker(checkpoint)
-  for leaf in jax.tree.leaves(tracker._variables):
+  for leaf in jax.tree.leaves(tracker._weights):
     assert len(leaf.devices()) == 1
-  assert set(tracker._variables) == {"params", "batch_stats"}
+  unpacked = tracker._weights.unpack()
+  assert set(unpacked) == {"backbone", "head"}
+  assert set(unpacked["backbone"]) == set(checkpoint.variables["params"]["backbone"])
   for each in (tracker, plain):
     each.init(make_frame(), _BOX)
   np.testing.assert_array_equal(

@@ -1,0 +1,217 @@
+"""Measure tracking: the network alone, a whole step from a frame to a box, and how soon the first box comes.
+
+  python -m benchmarks.inference --output=inference.json
+  python -m benchmarks.inference --peer                 (and an equal network in PyTorch, which needs torch)
+  python -m benchmarks.inference --rows=network --batch_sizes=1 --profile=runs/trace
+
+Random weights, ViT-B. Medians; every call is waited for. Ours and the peer take turns. The floor of the
+network is its weights read once, at the memory's speed, and its arithmetic at the device's peak.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+# Not all of the GPU's memory is ours beside the peer.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+from absl import flags
+
+from ostrack_jax import Tracker, command_line, loading
+from ostrack_jax.description import describe
+from ostrack_jax.evaluation.results import write_text
+from ostrack_jax.models import head
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking import weights as weights_lib
+from ostrack_jax.tracking.tracker import locate
+from ostrack_jax.training import cost
+from ostrack_jax.training.state import init_variables
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_values=FLAGS)
+flags.DEFINE_list("search_sizes", ["256", "384"], "Official models.", flag_values=FLAGS)
+flags.DEFINE_list("keep_ratios", ["0.7", "1.0"], "1 for no elimination.", flag_values=FLAGS)
+flags.DEFINE_list("batch_sizes", ["1", "64"], "Of the network alone.", flag_values=FLAGS)
+flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32.", flag_values=FLAGS)
+flags.DEFINE_list("rows", ["network", "step", "start"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_bool("peer", False, "PyTorch beside ours.", flag_values=FLAGS)
+flags.DEFINE_float("seconds", 3.0, "Of every measurement.", 0.01, flag_values=FLAGS)
+flags.DEFINE_string("profile", "", "Folder for a trace of a few calls.", flag_values=FLAGS)
+flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
+
+_WARM_UP = 5
+_TURNS = 3
+# Bytes a second.
+_MEMORY_SPEEDS = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
+
+
+def median_ms(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+  """Return the median time of each step in milliseconds; they take turns."""
+  times: dict[str, list[float]] = {name: [] for name in steps}
+  for step in steps.values():
+    for _ in range(_WARM_UP):
+      step()
+  for _ in range(_TURNS):
+    for name, step in steps.items():
+      end = time.perf_counter() + FLAGS.seconds / _TURNS
+      while not times[name] or time.perf_counter() < end:
+        began = time.perf_counter()
+        step()
+        times[name].append(time.perf_counter() - began)
+  return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def make_model(search_size: int, keep_ratio: float) -> OSTrack:
+  """Return the model to measure."""
+  default = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+  return OSTrack(
+    variant=FLAGS.variant,
+    search_size=search_size,
+    template_size=search_size // 2,
+    keep_ratios=(keep_ratio,) * 3,
+    dtype=FLAGS.dtype or default,
+  )
+
+
+def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], object]:
+  """Return the network on crops that lie on the device, to boxes on the host."""
+  weights = jax.device_put(weights_lib.prepare(model, variables))
+  rng = np.random.default_rng(0)
+  template, search = (
+    jax.device_put(rng.integers(0, 256, (batch_size, side, side, 3), np.uint8))
+    for side in (model.template_size, model.search_size)
+  )
+  window = jax.device_put(head.hann_window(model.search_grid))
+  return lambda: jax.device_get(locate(model, weights, template, search, window))
+
+
+def floor_ms(model: OSTrack, batch_size: int) -> float | None:
+  """Return the network's floor, None for a device whose speeds are not known."""
+  kind = jax.devices()[0].device_kind
+  memory = next((speed for name, speed in _MEMORY_SPEEDS.items() if name in kind), None)
+  peak = cost.peak_flops(kind, model.dtype)
+  if memory is None or peak is None:
+    return None
+  shapes = jax.eval_shape(lambda: init_variables(model, 0)["params"])
+  parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+  size = 2 if model.dtype == "bfloat16" else 4
+  flops = 2 * sum(cost.forward_macs(model).values()) * batch_size
+  return 1e3 * (parameters * size / memory + flops / peak)
+
+
+def tracking_step(model: OSTrack, variables) -> Callable[[], object]:
+  """Return a whole step: a 1280 x 720 frame on the host, to a box on the host."""
+  factors = {"template_factor": 2.0, "search_factor": 4.0 if model.search_size == 256 else 5.0}
+  tracker = Tracker(loading.Checkpoint(model, variables, {"tracker": factors}))
+  frames = np.random.default_rng(0).integers(0, 256, (8, 720, 1280, 3), np.uint8)
+  box_xywh = (600.0, 300.0, 90.0, 120.0)
+  tracker.init(frames[0], box_xywh)
+  count = 0
+
+  def step():
+    nonlocal count
+    count += 1
+    # From random weights the box would wander, and with it the size of the crop.
+    tracker.box_xywh = box_xywh
+    return tracker.update(frames[count % len(frames)])
+
+  return step
+
+
+_FIRST_BOX = """
+import sys, numpy as np
+from ostrack_jax import Tracker, load
+tracker = Tracker(load(sys.argv[1]))
+frame = np.zeros((720, 1280, 3), np.uint8)
+tracker.init(frame, (600, 300, 90, 120))
+tracker.update(frame)
+"""
+
+
+def seconds_to_first_box(model: OSTrack, variables) -> dict[str, float]:
+  """Return how long a new process takes to its first box, without programs compiled before and with them."""
+  description = describe(
+    model, {"template_factor": 2.0, "search_factor": 4.0}, {"kind": "random"}, complete=True
+  )
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = pathlib.Path(temporary) / "checkpoint"
+    loading.write_folder(loading.Checkpoint(model, variables, description), folder)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{temporary}/cache"}
+    seconds = {}
+    for name in ("cold", "with cache"):
+      began = time.perf_counter()
+      command = [sys.executable, "-c", _FIRST_BOX, str(folder)]
+      subprocess.run(command, env=environment, check=True)
+      seconds[name] = time.perf_counter() - began
+  return seconds
+
+
+def measure_network(search_size: int, keep_ratio: float, model: OSTrack, variables) -> list[dict]:
+  """Measure the network alone, the peer beside it."""
+  rows = []
+  for batch_size in map(int, FLAGS.batch_sizes):
+    steps = {"ours": network_step(model, variables, batch_size)}
+    if FLAGS.peer:
+      from benchmarks import torch_peer
+
+      steps["peer"] = torch_peer.make_step(search_size, keep_ratio, batch_size)
+    found = median_ms(steps)
+    row: dict = {"row": "network", "search": search_size, "keep_ratio": keep_ratio}
+    row |= {"batch": batch_size, "ms": found["ours"], "ms_per_image": found["ours"] / batch_size}
+    text = f"network {search_size}, keep {keep_ratio:g}, batch {batch_size}: {found['ours']:.3f} ms"
+    if batch_size > 1:
+      text += f", {row['ms_per_image']:.4f} an image"
+    if FLAGS.peer:
+      row |= {"peer_ms": found["peer"], "times_faster": found["peer"] / found["ours"]}
+      text += f"; PyTorch {found['peer']:.3f} ms, ours {row['times_faster']:.2f} times as fast"
+    floor = floor_ms(model, batch_size)
+    if floor is not None:
+      row["floor_ms"] = floor
+      text += f"; floor {floor:.3f} ms, ours {found['ours'] / floor:.1f} times that"
+    print(text, flush=True)
+    rows.append(row)
+    if FLAGS.profile:
+      with jax.profiler.trace(f"{FLAGS.profile}/{search_size}-{keep_ratio:g}-{batch_size}"):
+        for _ in range(_WARM_UP):
+          steps["ours"]()
+  return rows
+
+
+def main(argv: list[str]) -> None:
+  """Measure, print, and write what --output names."""
+  del argv
+  unknown = set(FLAGS.rows) - {"network", "step", "start"}
+  if unknown:
+    raise SystemExit(f"benchmarks.inference: --rows {sorted(unknown)} unknown")
+  device = jax.devices()[0]
+  print(f"{device.device_kind}, jax {jax.__version__}")
+  rows = []
+  for search_size in map(int, FLAGS.search_sizes):
+    for keep_ratio in map(float, FLAGS.keep_ratios):
+      model = make_model(search_size, keep_ratio)
+      variables = jax.block_until_ready(init_variables(model, 0))
+      if "network" in FLAGS.rows:
+        rows += measure_network(search_size, keep_ratio, model, variables)
+      if "step" in FLAGS.rows:
+        milliseconds = median_ms({"ours": tracking_step(model, variables)})["ours"]
+        print(f"whole step {search_size}, keep {keep_ratio:g}: {milliseconds:.3f} ms", flush=True)
+        rows.append({"row": "step", "search": search_size, "keep_ratio": keep_ratio, "ms": milliseconds})  # fmt: skip
+      if "start" in FLAGS.rows and (search_size, keep_ratio) == (256, 0.7):
+        seconds = seconds_to_first_box(model, variables)
+        print("first box: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+        rows.append({"row": "start", "search": search_size, "seconds": seconds})
+  if FLAGS.output:
+    about = {"device": device.device_kind, "jax": jax.__version__, "rows": rows}
+    write_text(pathlib.Path(FLAGS.output), json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  command_line.run(main, "benchmarks.inference", FLAGS, __doc__)
