@@ -8,6 +8,7 @@ Random weights, ViT-B. Medians; every call is waited for. Ours and the peer take
 network is its weights read once, at the memory's speed, and its arithmetic at the device's peak.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Not all of the GPU's memory is ours beside the peer.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -41,7 +42,9 @@ flags.DEFINE_list("search_sizes", ["256", "384"], "Official models.", flag_value
 flags.DEFINE_list("keep_ratios", ["0.7", "1.0"], "1 for no elimination.", flag_values=FLAGS)
 flags.DEFINE_list("batch_sizes", ["1", "64"], "Of the network alone.", flag_values=FLAGS)
 flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32.", flag_values=FLAGS)
-flags.DEFINE_list("rows", ["network", "step", "start"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_list(
+  "rows", ["network", "step", "queued", "start"], "What to measure.", flag_values=FLAGS
+)
 flags.DEFINE_bool("peer", False, "PyTorch beside ours.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 3.0, "Of every measurement.", 0.01, flag_values=FLAGS)
 flags.DEFINE_string("profile", "", "Folder for a trace of a few calls.", flag_values=FLAGS)
@@ -49,6 +52,7 @@ flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
 _WARM_UP = 5
 _TURNS = 3
+_BOX_XYWH = (600.0, 300.0, 90.0, 120.0)
 # Bytes a second.
 _MEMORY_SPEEDS = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 
@@ -107,23 +111,54 @@ def floor_ms(model: OSTrack, batch_size: int) -> float | None:
   return 1e3 * (parameters * size / memory + flops / peak)
 
 
+def make_tracker(model: OSTrack, variables) -> Tracker:
+  """Return a tracker with the official factors."""
+  factors = {"template_factor": 2.0, "search_factor": 4.0 if model.search_size == 256 else 5.0}
+  return Tracker(loading.Checkpoint(model, variables, {"tracker": factors}))
+
+
+def random_frames() -> np.ndarray:
+  """Return a few frames of 1280 x 720."""
+  return np.random.default_rng(0).integers(0, 256, (8, 720, 1280, 3), np.uint8)
+
+
 def tracking_step(model: OSTrack, variables) -> Callable[[], object]:
   """Return a whole step: a 1280 x 720 frame on the host, to a box on the host."""
-  factors = {"template_factor": 2.0, "search_factor": 4.0 if model.search_size == 256 else 5.0}
-  tracker = Tracker(loading.Checkpoint(model, variables, {"tracker": factors}))
-  frames = np.random.default_rng(0).integers(0, 256, (8, 720, 1280, 3), np.uint8)
-  box_xywh = (600.0, 300.0, 90.0, 120.0)
-  tracker.init(frames[0], box_xywh)
+  tracker = make_tracker(model, variables)
+  frames = random_frames()
+  tracker.init(frames[0], _BOX_XYWH)
   count = 0
 
   def step():
     nonlocal count
     count += 1
     # From random weights the box would wander, and with it the size of the crop.
-    tracker.box_xywh = box_xywh
+    tracker.box_xywh = _BOX_XYWH
     return tracker.update(frames[count % len(frames)])
 
   return step
+
+
+def queued_ms(model: OSTrack, variables) -> float:
+  """Return the time of a frame of a known video, the next ones on their way to the device."""
+  tracker = make_tracker(model, variables)
+  frames = random_frames()
+  tracker.init(frames[0], _BOX_XYWH)
+  list(tracker.follow(frames))
+  times = []
+  for _ in range(_TURNS):
+    count, began = 0, time.perf_counter()
+    for _ in tracker.follow(_until(began + FLAGS.seconds / _TURNS, frames)):
+      count += 1
+    times.append((time.perf_counter() - began) / count)
+  return 1e3 * statistics.median(times)
+
+
+def _until(end: float, frames: np.ndarray) -> Iterator[np.ndarray]:
+  for number in itertools.count():
+    if number and time.perf_counter() > end:
+      return
+    yield frames[number % len(frames)]
 
 
 _FIRST_BOX = """
@@ -188,7 +223,7 @@ def measure_network(search_size: int, keep_ratio: float, model: OSTrack, variabl
 def main(argv: list[str]) -> None:
   """Measure, print, and write what --output names."""
   del argv
-  unknown = set(FLAGS.rows) - {"network", "step", "start"}
+  unknown = set(FLAGS.rows) - {"network", "step", "queued", "start"}
   if unknown:
     raise SystemExit(f"benchmarks.inference: --rows {sorted(unknown)} unknown")
   device = jax.devices()[0]
@@ -204,6 +239,10 @@ def main(argv: list[str]) -> None:
         milliseconds = median_ms({"ours": tracking_step(model, variables)})["ours"]
         print(f"whole step {search_size}, keep {keep_ratio:g}: {milliseconds:.3f} ms", flush=True)
         rows.append({"row": "step", "search": search_size, "keep_ratio": keep_ratio, "ms": milliseconds})  # fmt: skip
+      if "queued" in FLAGS.rows:
+        milliseconds = queued_ms(model, variables)
+        print(f"known video {search_size}, keep {keep_ratio:g}: {milliseconds:.3f} ms a frame", flush=True)  # fmt: skip
+        rows.append({"row": "queued", "search": search_size, "keep_ratio": keep_ratio, "ms": milliseconds})  # fmt: skip
       if "start" in FLAGS.rows and (search_size, keep_ratio) == (256, 0.7):
         seconds = seconds_to_first_box(model, variables)
         print("first box: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

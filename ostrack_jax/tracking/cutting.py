@@ -80,14 +80,8 @@ def cut_template(
   return template, resize_factor, box, (height, width)
 
 
-def cut_search(
-  frame, box_xywh, search_size: int, search_factor: float, frame_size: tuple[int, int]
-) -> tuple[np.ndarray, float]:
-  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel.
-
-  Raises:
-    ValueError: the frame cannot be used or is not of frame_size (height, width).
-  """
+def checked_frame(frame, frame_size: tuple[int, int]) -> np.ndarray:
+  """Return a frame as [H, W, 3] uint8; raises ValueError where it cannot be used or has another size."""
   frame = rgb_frame(frame)
   if frame.shape[:2] != frame_size:
     height, width = frame_size
@@ -95,4 +89,16 @@ def cut_search(
       f"frame of {frame.shape[1]} x {frame.shape[0]} pixels follows frames of {width} x {height}; "
       "resize the frames or call init again"
     )
+  return frame
+
+
+def cut_search(
+  frame, box_xywh, search_size: int, search_factor: float, frame_size: tuple[int, int]
+) -> tuple[np.ndarray, float]:
+  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel.
+
+  Raises:
+    ValueError: as checked_frame.
+  """
+  frame = checked_frame(frame, frame_size)
   return crop.crop_square(frame, box_xywh, search_factor, search_size)

@@ -21,6 +21,7 @@ import numpy as np
 from ostrack_jax import sharding
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking import motion
 from ostrack_jax.tracking import tracker as tracker_lib
 from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence, Reader
 from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, LaneHost, LocalHost
@@ -311,7 +312,7 @@ class LaneTracker:
     found, scores = jax.device_get(group.pending)
     group.pending = None
     answered = time.perf_counter()
-    moved = tracker_lib.next_box(
+    moved = motion.next_box(
       found,
       group.boxes_xywh,
       group.resize_factors,

@@ -1,8 +1,9 @@
 """The tracker: a crop around the last box, one jitted forward, the new box."""
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, Protocol, cast
 
 import jax
@@ -12,7 +13,14 @@ import numpy as np
 from ostrack_jax import boxes, crop
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
-from ostrack_jax.tracking.cutting import MARGIN_PX, checked_box, cut_search, cut_template
+from ostrack_jax.tracking import device_crop, motion
+from ostrack_jax.tracking.cutting import (
+  MARGIN_PX,
+  checked_box,
+  checked_frame,
+  cut_search,
+  cut_template,
+)
 from ostrack_jax.tracking.weights import TrackingWeights, prepare
 
 
@@ -92,36 +100,24 @@ def locate(model: OSTrack, weights: TrackingWeights, template, search, window, t
   return box_cxcywh, output.score_map.max(axis=(1, 2, 3))
 
 
-def box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size: int) -> np.ndarray:
-  """Map boxes from their search crops to the frame.
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+  model: OSTrack, weights, template, template_mask, window, search, side, box_xywh, frame_size
+):
+  """Find the target in a crop, and where it is in the frame; all of it stays on the device.
 
   Args:
-    box_cxcywh: [..., 4] in the unit square of the crop.
-    previous_box_xywh: [..., 4] the box the crop was cut around, pixels of the frame.
-    resize_factor: [...] crop pixels per frame pixel.
-    search_size: side of the crop in pixels.
+    search, side: of device_crop.crop_square. frame_size: [2] int32 height and width.
+    box_xywh: [4] float32 what the crop was cut around.
+    Others as for locate.
 
   Returns:
-    [..., 4] float64 xywh, pixels of the frame, not clipped. As in the official tracker the crop's
-    centre counts as the previous box's centre, although the crop was cut at whole pixels.
+    [5] float32: the next box and the score.
   """
-  side = (search_size / np.asarray(resize_factor, np.float64))[..., None]
-  found = np.asarray(box_cxcywh, np.float64) * side
-  previous = np.asarray(previous_box_xywh, np.float64)
-  centre = previous[..., :2] + 0.5 * previous[..., 2:] - 0.5 * side
-  corner = centre + found[..., :2] - 0.5 * found[..., 2:]
-  return np.concatenate([corner, found[..., 2:]], axis=-1)
-
-
-def next_box(
-  box_cxcywh, previous_box_xywh, resize_factor, search_size: int, height, width
-) -> np.ndarray:
-  """Map boxes from their search crops to the frame as box_in_frame does, and clip them to it.
-
-  height, width: [...] of the frames in pixels. Every side of the result is at least 10 pixels.
-  """
-  moved = box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size)
-  return boxes.clip_box_xywh(moved, height, width, MARGIN_PX)
+  found, score = locate(model, weights, template, search[None], window, template_mask)
+  moved = motion.moved(found[0], box_xywh, side[None])
+  box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
+  return jnp.concatenate([box, score])
 
 
 def tracking_factors(
@@ -232,11 +228,70 @@ class Tracker:
         state.template_mask,
       )
     )
-    box = next_box(
+    box = motion.next_box(
       found[0], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
     )
     self._state = dataclasses.replace(state, box_xywh=box)
     return TrackResult(box_xywh=box.copy(), score=float(score[0]))
+
+  def follow(self, frames: Iterable[np.ndarray], ahead: int = 4) -> Generator[TrackResult]:
+    """Find the target in one frame after another, with the next ones on their way to the device.
+
+    The search region of a frame is cut on the device, around a box that never left it. So the device
+    waits for nobody, but a box comes `ahead` frames after its frame was asked for: for videos, not for
+    cameras. Boxes are in float32; they are those of `update` until a rounded crop first differs.
+
+    Args:
+      frames: as for update.
+      ahead: frames on their way, at least 1.
+
+    Raises:
+      As update, at the frame after the last whose box is given.
+    """
+    state = self._started("follow")
+    if ahead < 1:
+      raise ValueError(f"ahead {ahead} is too small; expected at least 1")
+    height, width = state.frame_size
+    size = jax.device_put(np.array([height, width], np.int32), self._device)
+    box = jax.device_put(state.box_xywh.astype(np.float32), self._device)
+    pending: collections.deque[jax.Array] = collections.deque()
+    error = None
+    frames = iter(frames)
+    while True:
+      try:
+        frame = next(frames, None)
+        if frame is not None:
+          frame = checked_frame(frame, state.frame_size)
+      except Exception as raised:
+        # What was found before it comes first.
+        error, frame = raised, None
+      if frame is not None:
+        search, side = device_crop.crop_square(
+          jax.device_put(frame, self._device), box, self.search_factor, self.model.search_size
+        )
+        pending.append(
+          _advance(
+            self.model,
+            self._weights,
+            state.template,
+            state.template_mask,
+            self._window,
+            search,
+            side,
+            box,
+            size,
+          )
+        )
+        pending[-1].copy_to_host_async()
+        box = pending[-1][:4]
+      while pending and (frame is None or len(pending) > ahead):
+        found = np.asarray(pending.popleft(), np.float64)
+        self._state = dataclasses.replace(state, box_xywh=found[:4])
+        yield TrackResult(box_xywh=found[:4].copy(), score=float(found[4]))
+      if frame is None:
+        break
+    if error is not None:
+      raise error
 
   @property
   def box_xywh(self) -> np.ndarray:

@@ -11,7 +11,8 @@ from ostrack_jax import crop, load
 from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack, normalise_images
 from ostrack_jax.tracking import tracker as tracker_module
-from ostrack_jax.tracking.tracker import Tracker, box_in_frame
+from ostrack_jax.tracking.motion import box_in_frame
+from ostrack_jax.tracking.tracker import Tracker
 
 _BOX = (40.0, 30.0, 20.0, 16.0)
 
