@@ -31,8 +31,10 @@ from ostrack_jax.tracking.weights import prepare
 # Frames in memory for every decoding thread, beside the least that a lane needs to go on.
 _AHEAD_PER_THREAD = 2
 _LEAST_AHEAD = 2
+# With fewer, one interpreter does.
 _LEAST_THREADS_FOR_PROCESSES = 8
-_THREADS_OF_FEW = 4
+# Of a process, where there are fewer lanes than processes.
+_THREADS_OF_FEW = 6
 
 T = TypeVar("T")
 
@@ -270,8 +272,11 @@ class LaneTracker:
     if not self._remote:
       self._start_processes()
     stack.callback(_close, self._remote)
-    # Few lanes leave few processes, which then need more threads each to be ahead.
-    threads = max(-(-self.threads // count), min(_THREADS_OF_FEW, self.threads))
+    # Few lanes leave few processes, which then need more threads each to be ahead; not all, since a
+    # process's threads keep each other, and the cutting, from its interpreter.
+    threads = -(-self.threads // self.processes)
+    if count < self.processes:
+      threads = max(threads, min(_THREADS_OF_FEW, self.threads))
     hosts = self._remote[:count]
     for host, one in zip(hosts, plans, strict=True):
       host.start(one, settings, threads, depth)
