@@ -8,7 +8,7 @@ Without --root it makes 1280 x 720 JPEG frames of procedural video, and without 
 weights; search regions are cut around given boxes, so that they have the size that they have in tracking.
 Two floors are measured apart: decoding with all threads, and the network on a batch that lies on the device.
 The ratio is frames a second end to end over the lower floor. With --compare_dtypes bfloat16 stands against
-float32 on annotated sequences: mean overlap from the same boxes, and success of free runs.
+float32 on annotated sequences: mean overlap and boxes from the same boxes, and success of free runs.
 """
 
 import concurrent.futures
@@ -234,6 +234,7 @@ def measure(sequences: Sequence[LaneSequence], threads: int) -> dict[str, Any]:
 def compare_dtypes(videos: Sequence[benchmarks.Video], threads: int) -> dict[str, Any]:
   """Compare bfloat16 with float32 on annotated sequences; see the module's first lines."""
   compared: dict[str, Any] = {}
+  forced_boxes = {}
   for dtype in ("float32", "bfloat16"):
     tracker = lanes.LaneTracker(
       open_network(dtype),
@@ -250,6 +251,7 @@ def compare_dtypes(videos: Sequence[benchmarks.Video], threads: int) -> dict[str
       if failed is not None:
         raise ValueError(f"sequence {failed.sequence.name}: {failed.error}")
       found[forced] = {v.name: runs[v.name].boxes_xywh for v in videos}
+    forced_boxes[dtype] = np.concatenate([found[True][v.name][1:] for v in videos])
     overlaps = np.concatenate([_overlaps(found[True][v.name], v.boxes_xywh) for v in videos])
     summary = report.score(found[False], {v.name: v.boxes_xywh for v in videos}, rule="visible")
     compared[dtype] = {
@@ -264,6 +266,10 @@ def compare_dtypes(videos: Sequence[benchmarks.Video], threads: int) -> dict[str
     f"mean IoU from annotated boxes: float32 {full['forced_mean_iou']:.4f}, "
     f"bfloat16 {half['forced_mean_iou']:.4f}, difference {compared['forced_mean_iou_difference']:+.4f}"
   )
+  # Of every frame the coordinate that differs most.
+  apart = np.abs(forced_boxes["bfloat16"] - forced_boxes["float32"]).max(axis=1)
+  compared["forced_px"] = {"median": float(np.median(apart)), "99th percentile": float(np.percentile(apart, 99))}  # fmt: skip
+  print("boxes apart: " + ", ".join(f"{n} {px:.3f} px" for n, px in compared["forced_px"].items()))
   print(f"{'success of free runs':<24}{'float32':>9}{'bfloat16':>9}")
   for name, value in full["free_success_auc"].items():
     print(f"{name:<24}{value:>9.4f}{half['free_success_auc'][name]:>9.4f}")

@@ -47,6 +47,9 @@ FLAGS = command_line.new_flags()
 flags.DEFINE_string(
   "checkpoint", None, "what to evaluate: a converted folder, a training work folder or its checkpoints/STEP, or an official file", flag_values=FLAGS
 )  # fmt: skip
+flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=FLAGS
+)  # fmt: skip
 flags.DEFINE_integer(
   "num_heads", None, "attention heads, where width/64 is wrong", flag_values=FLAGS
 )
@@ -180,7 +183,9 @@ def open_run(videos: Sequence[benchmarks.Video]) -> "tracking_runs.Run":
     threads=FLAGS.threads,
     teacher_forced=FLAGS.teacher_forced,
   )
-  return tracking_runs.plan(load(FLAGS.checkpoint, num_heads=FLAGS.num_heads), videos, options)
+  return tracking_runs.plan(
+    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype), videos, options
+  )
 
 
 def _track_benchmark() -> int:

@@ -38,7 +38,9 @@ class Checkpoint:
   description: dict[str, Any]
 
 
-def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
+def load(
+  path: str | os.PathLike, num_heads: int | None = None, dtype: str | None = None
+) -> Checkpoint:
   """Load a checkpoint.
 
   Args:
@@ -46,12 +48,20 @@ def load(path: str | os.PathLike, num_heads: int | None = None) -> Checkpoint:
       one of its steps, WORKDIR/checkpoints/STEP, an official OSTrack file, or the name of a checkpoint
       that ships with the package: `ostrack_tiny`.
     num_heads: attention heads where width / 64 is wrong; files do not say.
+    dtype: to compute in, `float32` or `bfloat16`; None for what the checkpoint says, which for files is
+      float32. The weights are kept as they are.
 
   Raises:
     FileNotFoundError: there is nothing at the path.
     ValueError: what is there is not a checkpoint, or does not fit num_heads; says what to do.
   """
-  path = pathlib.Path(path)
+  checkpoint = _load(pathlib.Path(path), num_heads)
+  if dtype is None:
+    return checkpoint
+  return dataclasses.replace(checkpoint, model=checkpoint.model.clone(dtype=dtype))
+
+
+def _load(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
   if _is_step(path):
     return _load_folder(path.parent.parent, num_heads, int(path.name))
   if path.is_dir():

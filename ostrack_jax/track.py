@@ -35,6 +35,9 @@ flags.DEFINE_bool("overwrite", False, "replace files that exist", flag_values=FL
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
 )  # fmt: skip
+flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=FLAGS
+)  # fmt: skip
 flags.DEFINE_integer(
   "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=FLAGS
 )  # fmt: skip
@@ -130,7 +133,8 @@ def _track() -> int:
   from ostrack_jax import Tracker, load
 
   tracker = Tracker(
-    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads), search_factor=FLAGS.search_factor
+    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype),
+    search_factor=FLAGS.search_factor,
   )
   with tqdm(frames, unit="frame", disable=None, desc=frames.name) as progress:
     seconds = track_to_files(

@@ -137,6 +137,18 @@ def test_a_step_of_a_training_folder_is_loaded_and_labelled_by_its_path(folder, 
   assert loading.label(workdir) == folder.name
 
 
+def test_another_type_to_compute_in_keeps_the_weights(folder):
+  given, changed = load(folder), load(folder, dtype="bfloat16")
+  assert (given.model.dtype, changed.model.dtype) == ("float32", "bfloat16")
+  assert changed.description == given.description
+  for ours, theirs in zip(
+    jax.tree.leaves(changed.variables), jax.tree.leaves(given.variables), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+  with pytest.raises(ValueError, match="dtype 'int8' is not supported; choose one of float32"):
+    load(folder, dtype="int8")
+
+
 def test_a_step_that_is_not_there_is_named_with_those_that_are(folder):
   with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 20; there are 40"):
     load(_workdir(folder) / "checkpoints" / "20")

@@ -48,7 +48,7 @@ def clip(tmp_path):
 def command(monkeypatch, capsys):
   """Runs the command in this process without a network; gives (exit code, stdout, stderr)."""
   complete = types.SimpleNamespace(description={"complete": True})
-  monkeypatch.setattr(ostrack_jax, "load", lambda path, num_heads: complete, raising=False)
+  monkeypatch.setattr(ostrack_jax, "load", lambda path, num_heads, dtype: complete, raising=False)
   monkeypatch.setattr(ostrack_jax, "Tracker", _Shifting, raising=False)
 
   def run(*arguments):

@@ -68,6 +68,7 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
   mine = [videos[number] for number in sorted(shares[jax.process_index()])]
   settings = {
     "checkpoint": checkpoint_digest(checkpoint.variables, checkpoint.description),
+    "dtype": checkpoint.model.dtype,
     "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
     "processes": jax.process_count(),
     "teacher_forced": options.teacher_forced,
