@@ -242,7 +242,7 @@ class Tracker:
     cameras. Boxes are in float32; they are those of `update` until a rounded crop first differs.
 
     Args:
-      frames: as for update.
+      frames: as for update; each array must stay as it is until its box is given.
       ahead: frames on their way, at least 1.
 
     Raises:
