@@ -5,8 +5,8 @@
   python -m benchmarks.little_video --gathered=docs/results/little_video.json --pictures=docs/results
 
 The first line does one run of configs/ostrack_s_256.py, which says how the data is prepared: training, then
-the last checkpoint, and the one that tracks the held-out sequences best, on the sequences of OTB and LaSOT
-that the folders hold, then an entry in --gathered. Runs on different days and machines gather there; a run
+the last checkpoint, and the one that did best on held-out pairs, on the sequences of OTB and LaSOT that the
+folders hold, then an entry in --gathered. Runs on different days and machines gather there; a run
 that was stopped goes on. The second line prints the table, names what has not been run, and draws the curves.
 """
 
@@ -75,7 +75,7 @@ def training_command(run: str, seed: int, workdir: pathlib.Path) -> list[str]:
 
 
 def checkpoints(workdir: pathlib.Path) -> dict[str, int]:
-  """Return the steps to evaluate by what chooses them: "last", and "best" of the held-out sequences.
+  """Return the steps to evaluate by what chooses them: "last", and "best" on held-out pairs.
 
   Raises:
     FileNotFoundError: the run is not finished.

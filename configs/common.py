@@ -129,11 +129,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.max_minutes = 0.0
   config.train.log_every_steps = 50
   config.train.validate_every_epochs = 20
-  # So many sequences of data.validation_tracking are tracked at each validation, 0 for none; the best
-  # checkpoint is then the one of the highest AO, else of the highest IoU.
+  # So many sequences of data.validation_tracking are tracked at each validation, 0 for none.
   config.train.track_validation_sequences = 0
   # From so many frames of each, evenly spaced, to its end.
   config.train.track_validation_starts = 1
+  # The best checkpoint is the one of the highest AO, where sequences are tracked, else of the highest IoU;
+  # "iou" for the latter anyway.
+  config.train.best_by = "ao"
   config.train.save_every_epochs = 10
   config.train.keep_checkpoints = 2
   # Decay of the average of the weights that is validated, reported and loaded; 0 for no average (official).

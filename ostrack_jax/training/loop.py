@@ -41,10 +41,11 @@ class LoopSettings:
       that was resumed. Steps that compile, validating and saving do not count.
     log_every_steps: scalars are read from the device only that often.
     validate_every_epochs, save_every_epochs: the last epoch always does both.
-    track_validation_sequences: so many sequences are tracked at each validation, 0 for none; where
-      some are, the best checkpoint is the one of the highest AO.
+    track_validation_sequences: so many sequences are tracked at each validation, 0 for none.
     track_validation_starts: from so many evenly spaced frames of each of them, to its end: more tracks
       of few sequences make their AO less a matter of luck.
+    best_by: "ao" makes the checkpoint of the highest AO the best one, where sequences are tracked, else
+      that of the highest IoU; "iou" the latter anyway.
     keep_checkpoints: how many of the newest checkpoints stay; the best one always does.
     ema_decay: weight of the past in the average of the weights that is validated, saved beside the
       trained ones and loaded from the workdir; 0 for no average. See make_train_step.
@@ -66,6 +67,7 @@ class LoopSettings:
   validate_every_epochs: int = 20
   track_validation_sequences: int = 0
   track_validation_starts: int = 1
+  best_by: str = "ao"
   save_every_epochs: int = 10
   keep_checkpoints: int = 2
   ema_decay: float = 0.0
@@ -97,6 +99,8 @@ class LoopSettings:
       )
     if self.batch_norm not in ("global", "device"):
       raise ValueError(f"train.batch_norm {self.batch_norm!r} must be 'global' or 'device'")
+    if self.best_by not in ("ao", "iou"):
+      raise ValueError(f"train.best_by {self.best_by!r} must be 'ao' or 'iou'")
     if self.track_validation_starts < 1:
       raise ValueError(
         f"train.track_validation_starts {self.track_validation_starts} must be at least 1"
@@ -312,7 +316,10 @@ def train(
           )
       if save:
         notes = {"data": data_state, "seconds_trained": clock.seconds}
-        store.save(step, state, notes, validated)
+        judged = validated
+        if validated and settings.best_by == "iou":
+          judged = {"iou": validated["iou"]}
+        store.save(step, state, notes, judged)
       if stop or signalled:
         if out_of_time and step < last_step and is_first_process:
           bar.write(

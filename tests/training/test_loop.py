@@ -148,6 +148,20 @@ def test_best_checkpoint_is_the_one_that_tracks_best(tmp_path, start):
   np.testing.assert_array_equal(seen[-1], jax.device_get(state.params["backbone"]["norm"]["scale"]))
 
 
+def test_best_checkpoint_is_the_one_of_the_highest_iou_if_asked_for(tmp_path, start):
+  scores = iter([0.75, 0.5])
+  quick = dataclasses.replace(QUICK, best_by="iou")
+  train(tmp_path, start, Batches(), quick, track_validation=lambda variables: next(scores))
+  ious = {r["step"]: r["validation/iou"] for r in _rows(tmp_path) if "validation/iou" in r}
+  highest = max(ious, key=lambda step: ious[step])
+  assert json.loads((tmp_path / "best.json").read_text()) == {
+    "step": highest,
+    "iou": pytest.approx(ious[highest]),
+  }
+  with pytest.raises(ValueError, match="best_by 'loss' must be 'ao' or 'iou'"):
+    dataclasses.replace(QUICK, best_by="loss")
+
+
 def test_average_of_the_weights_is_validated_saved_and_loaded(tmp_path, start):
   seen = []
   settings = dataclasses.replace(
