@@ -95,7 +95,11 @@ def label(path: str | os.PathLike) -> str:
 
 
 def _is_step(path: pathlib.Path) -> bool:
-  return path.parent.name == checkpoint_lib.STEPS_FOLDER and path.name.isdigit()
+  # A converted folder may have such a path, too.
+  is_converted = (path / description_lib.FILE_NAME).exists()
+  return (
+    path.parent.name == checkpoint_lib.STEPS_FOLDER and path.name.isdecimal() and not is_converted
+  )
 
 
 def _load_folder(path: pathlib.Path, num_heads: int | None, step: int | None = None) -> Checkpoint:

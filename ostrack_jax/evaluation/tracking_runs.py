@@ -99,14 +99,14 @@ class _OneByOne:
     if self._options.teacher_forced:
       tracker = engine.TeacherForced(tracker, video.boxes_xywh)
     threads = self._options.threads or len(os.sched_getaffinity(0))
-    images = lanes.decoded_ahead(video.frames, threads)
+    images = lane.decoded_ahead(video.frames, threads)
     return engine.track_sequence(tracker, images, video.boxes_xywh[0], progress)
 
   def _warm_up(self, videos: Sequence[Video]) -> None:
     """Track a frame twice, so that no sequence's time holds the compilation."""
     for video in videos:
       try:
-        (frame,) = lanes.decoded_ahead(video.frames[:1], 1)
+        (frame,) = lane.decoded_ahead(video.frames[:1], 1)
         engine.track_sequence(self._tracker, [frame, frame], video.boxes_xywh[0])
         return
       except (ValueError, OSError):

@@ -31,8 +31,8 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
 
   Returns:
     The crop [output_size, output_size, 3] uint8, and its side in frame pixels, float32. The square's
-    place and side are found in float32, crop.crop_square's in float64: where they are all but half a
-    pixel, they may be rounded otherwise. Above 2048 pixels of side a weight may differ by 1 / 2048 where
+    place and side are found in float32, crop.crop_square's in float64: where they are all but half of a
+    pixel, and all but whole pixels, they may be rounded otherwise. Above 2048 pixels of side a weight may differ by 1 / 2048 where
     output_size is no power of two.
   """
   height, width = frame.shape[:2]
@@ -49,8 +49,6 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
     return (pixel + start >= 0) & (pixel < side - lost)
 
   column, weight_x = _neighbours(side, output_size)
-  # OpenCV puts a column beside the border onto it, and leaves rows between the border and itself.
-  weight_x = jnp.where((column < 0) | (column >= side - 1), 0, weight_x)
   columns = [jnp.clip(column + step, 0, side - 1) for step in (0, 1)]
   row, weight_y = _neighbours(side, output_size)
   rows = [jnp.clip(row + step, 0, side - 1) for step in (0, 1)]

@@ -5,12 +5,15 @@ import concurrent.futures
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
 from ostrack_jax.tracking import cutting
 from ostrack_jax.tracking import frames as frame_files
+
+# Frames in memory for every decoding thread, beside the least that a lane needs to go on.
+AHEAD_PER_THREAD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +130,21 @@ class Reader:
     self._skipped = sequence
     while self._ahead and self._ahead[0][0] is sequence:
       self._ahead.popleft()[1].cancel()
+
+
+def decoded_ahead(paths: Sequence[pathlib.Path], threads: int) -> Generator[np.ndarray]:
+  """Yield the images in order while threads decode the next ones; raises where an image cannot be read."""
+  with concurrent.futures.ThreadPoolExecutor(threads, "decode") as pool:
+    reader = Reader(
+      [LaneSequence(name="", frames=paths, init_box_xywh=np.zeros(4))],
+      pool,
+      AHEAD_PER_THREAD * threads,
+    )
+    try:
+      for _ in paths:
+        yield reader.next_frame()
+    finally:
+      pool.shutdown(cancel_futures=True)
 
 
 class Lane:

@@ -1,17 +1,13 @@
 """Lanes in a process of their own, whose threads do not wait for the interpreter of the one that tracks.
 
-  python -m ostrack_jax.tracking.lane_process CONNECTION MEMORY
-
-is started by RemoteHost, with two descriptors that it inherits.
+RemoteHost starts `main` in one, with two descriptors that it inherits: of a connection and of the batches.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
-import os
-import pathlib
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +20,7 @@ import cv2
 from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence
 from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, HostPlan, LaneHost
 
+_MODULE = "ostrack_jax.tracking.lane_process"
 _SECONDS_TO_END = 10.0
 # A step's message; a plan's has more.
 _STEP = ("group", "found")
@@ -32,7 +29,8 @@ _STEP = ("group", "found")
 class RemoteHost:
   """A LaneHost in another process, which starts at once and works after `start`.
 
-  begin, finish: as LocalHost's. `start` again for other lanes, once all that was begun is finished.
+  begin, finish: as LocalHost's. `start` again for other lanes, once all that was begun is finished. All
+  raise ChildProcessError where the process failed or ended.
   """
 
   def __init__(self, batches: Batches):
@@ -40,13 +38,14 @@ class RemoteHost:
     self._sequences: list[LaneSequence] = []
     self._connection, theirs = multiprocessing.Pipe()
     descriptors = (theirs.fileno(), batches.file)
-    # Where this package lies, if it is not installed.
-    paths = [str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    # It finds modules where this process does, and not in a folder that it happens to start in.
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {_MODULE} import main; main(sys.argv[1:])"
     self._process = subprocess.Popen(
-      [sys.executable, "-m", "ostrack_jax.tracking.lane_process", *map(str, descriptors)],
+      [sys.executable, "-P", "-c", code, *map(str, descriptors)],
       pass_fds=descriptors,
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
       stdin=subprocess.DEVNULL,
+      # Ctrl-C is for the process that tracks, which then closes the connection.
+      process_group=0,
     )
     theirs.close()
 
@@ -54,7 +53,11 @@ class RemoteHost:
     """Send what to track, and how many threads decode."""
     # They come back as numbers in this list.
     self._sequences = [sequence for sequences in plan.values() for sequence in sequences]
-    self._send((plan, settings, threads, depth, self._batches.shape))
+    sent = {
+      place: [dataclasses.replace(one, frames=tuple(one.frames)) for one in sequences]
+      for place, sequences in plan.items()
+    }
+    self._send((sent, settings, threads, depth, self._batches.shape))
 
   def begin(self, group: int, found: Found | None) -> None:
     self._send((group, found))
@@ -62,19 +65,22 @@ class RemoteHost:
   def finish(self) -> Cut:
     try:
       answer = self._connection.recv()
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
       self._fail()
     if isinstance(answer, str):
-      raise RuntimeError(f"a process that cuts frames failed:\n{answer}")
+      raise ChildProcessError(f"a process that cuts frames failed:\n{answer}")
     cut, ended = answer
     results = [LaneResult(sequence=self._sequences[number], **fields) for number, fields in ended]
     return dataclasses.replace(cut, ended=results)
 
-  def close(self) -> None:
-    """End the process, whatever it does."""
+  def disconnect(self) -> None:
+    """Let the process end, by and by."""
     self._connection.close()
+
+  def close(self, deadline: float) -> None:
+    """Wait for the end of a disconnected process until a time.monotonic(), then end it."""
     try:
-      self._process.wait(_SECONDS_TO_END)
+      self._process.wait(max(deadline - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
@@ -82,15 +88,27 @@ class RemoteHost:
   def _send(self, message) -> None:
     try:
       self._connection.send(message)
-    except ConnectionError:
+    except OSError:
       self._fail()
 
   def _fail(self) -> NoReturn:
+    self._process.kill()  # Does nothing to one that has ended.
     code = self._process.wait()
     how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    raise RuntimeError(
+    raise ChildProcessError(
       f"a process that cuts frames {how}; if memory was short, take a smaller batch or fewer threads"
     )
+
+
+def close_all(hosts: list[RemoteHost]) -> None:
+  """Take the hosts out of the list and end their processes, whatever they do."""
+  # First of all, so that one who is interrupted here leaves no host that still has an answer to give.
+  closing, hosts[:] = hosts[:], []
+  for host in closing:
+    host.disconnect()
+  deadline = time.monotonic() + _SECONDS_TO_END
+  for host in closing:
+    host.close(deadline)
 
 
 def _fields(result: LaneResult) -> dict[str, Any]:
@@ -139,19 +157,14 @@ def _serve_plan(
 
 def main(arguments: list[str]) -> None:
   """Serve over the inherited descriptors."""
-  # Ctrl-C reaches all; the process that tracks closes the connection.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   # Its own threads would fight with ours over the cores.
   cv2.setNumThreads(1)
   connection = Connection(int(arguments[0]))
   try:
     serve(connection, int(arguments[1]))
-  except (EOFError, ConnectionError):
+  except EOFError:
     pass  # Nobody waits any more.
   except Exception:
-    connection.send(traceback.format_exc())
-    raise
-
-
-if __name__ == "__main__":
-  main(sys.argv[1:])
+    with contextlib.suppress(OSError):
+      connection.send(traceback.format_exc())
+    sys.exit(1)

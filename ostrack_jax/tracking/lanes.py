@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import heapq
 import os
-import pathlib
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -23,13 +22,16 @@ from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import motion
 from ostrack_jax.tracking import tracker as tracker_lib
-from ostrack_jax.tracking.lane import CropSettings, LaneResult, LaneSequence, Reader
+from ostrack_jax.tracking.lane import (
+  AHEAD_PER_THREAD,
+  CropSettings,
+  LaneResult,
+  LaneSequence,
+)
 from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, LaneHost, LocalHost
-from ostrack_jax.tracking.lane_process import RemoteHost
+from ostrack_jax.tracking.lane_process import RemoteHost, close_all
 from ostrack_jax.tracking.weights import prepare
 
-# Frames in memory for every decoding thread, beside the least that a lane needs to go on.
-_AHEAD_PER_THREAD = 2
 _LEAST_AHEAD = 2
 # With fewer, one interpreter does.
 _LEAST_THREADS_FOR_PROCESSES = 8
@@ -190,9 +192,11 @@ class LaneTracker:
         search_size=self.model.search_size,
       )
     )
+    self._is_tracking = False
     self._remote: list[RemoteHost] = []
+    weakref.finalize(self, self._batches.close)
+    weakref.finalize(self, close_all, self._remote)
     self._start_processes()
-    weakref.finalize(self, _close, self._remote, self._batches)
 
   def _start_processes(self) -> None:
     for _ in range(min(self.processes, self.lanes)):
@@ -217,11 +221,17 @@ class LaneTracker:
 
     Raises:
       ValueError: the plan has too many lanes.
+      RuntimeError: another run of this tracker has not ended.
+      ChildProcessError: a process that cuts frames failed.
     """
     if len(plan) > self.lanes:
       raise ValueError(f"{len(plan)} lanes are planned; {self.groups} x {self.batch_size} fit")
+    if self._is_tracking:
+      raise RuntimeError("this LaneTracker tracks already; let that run end, or close it, first")
     self.stages = Stages()
     with contextlib.ExitStack() as stack:
+      self._is_tracking = True
+      stack.callback(setattr, self, "_is_tracking", False)
       hosts = self._open_hosts(plan, stack)
       groups = [_Group(number, self._batches, self.model) for number in range(self.groups)]
       while not all(group.is_over for group in groups):
@@ -240,13 +250,14 @@ class LaneTracker:
       if self._remote:
         # All they were asked for is done: they can be asked again.
         stack.pop_all()
+        self._is_tracking = False
 
   def _open_hosts(
     self, plan: Sequence[Sequence[LaneSequence]], stack: contextlib.ExitStack
   ) -> list[LocalHost] | list[RemoteHost]:
     """Prepare what cuts frames; the stack ends it."""
     working = max(sum(bool(sequences) for sequences in plan), 1)
-    depth = max(_LEAST_AHEAD, -(-_AHEAD_PER_THREAD * self.threads // working))
+    depth = max(_LEAST_AHEAD, -(-AHEAD_PER_THREAD * self.threads // working))
     settings = CropSettings(
       template_size=self.model.template_size,
       search_size=self.model.search_size,
@@ -255,10 +266,11 @@ class LaneTracker:
     )
     count = min(self.processes or self.threads, working)
     plans: list[dict[tuple[int, int], Sequence[LaneSequence]]] = [{} for _ in range(count)]
-    for number, sequences in enumerate(plan):
-      row, group = divmod(number, self.groups)
-      # So every host has a part of every group.
-      plans[(row + group) % count][group, row] = sequences
+    # Group by group, so that every host has a part of each, as far as the lanes reach.
+    places = sorted(divmod(number, self.groups)[::-1] for number in range(len(plan)))
+    busy = [(group, row) for group, row in places if plan[row * self.groups + group]]
+    for number, (group, row) in enumerate(busy):
+      plans[number % count][group, row] = plan[row * self.groups + group]
     if not self.processes:
       # Two pools, since cutting waits for decoding.
       decoders = concurrent.futures.ThreadPoolExecutor(self.threads, "decode")
@@ -269,9 +281,9 @@ class LaneTracker:
       return [
         LocalHost(LaneHost(one, settings, decoders, depth, self._batches), cutters) for one in plans
       ]
+    stack.callback(close_all, self._remote)
     if not self._remote:
       self._start_processes()
-    stack.callback(_close, self._remote)
     # Few lanes leave few processes, which then need more threads each to be ahead; not all, since a
     # process's threads keep each other, and the cutting, from its interpreter.
     threads = -(-self.threads // self.processes)
@@ -333,25 +345,3 @@ class LaneTracker:
     self.stages.boxes += time.perf_counter() - answered
     self.stages.frames += count
     return count
-
-
-def _close(hosts: list[RemoteHost], batches: Batches | None = None) -> None:
-  while hosts:
-    hosts.pop().close()
-  if batches is not None:
-    batches.close()
-
-
-def decoded_ahead(paths: Sequence[pathlib.Path], threads: int) -> Generator[np.ndarray]:
-  """Yield the images in order while threads decode the next ones; raises where an image cannot be read."""
-  with concurrent.futures.ThreadPoolExecutor(threads, "decode") as pool:
-    reader = Reader(
-      [LaneSequence(name="", frames=paths, init_box_xywh=np.zeros(4))],
-      pool,
-      _AHEAD_PER_THREAD * threads,
-    )
-    try:
-      for _ in paths:
-        yield reader.next_frame()
-    finally:
-      pool.shutdown(cancel_futures=True)

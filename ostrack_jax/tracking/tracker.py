@@ -246,9 +246,10 @@ class Tracker:
       ahead: frames on their way, at least 1.
 
     Raises:
-      As update, at the frame after the last whose box is given.
+      As update, at the frame after the last whose box is given. RuntimeError: meanwhile another track was
+      started, or this one moved or updated otherwise.
     """
-    state = self._started("follow")
+    state = last = self._started("follow")
     if ahead < 1:
       raise ValueError(f"ahead {ahead} is too small; expected at least 1")
     height, width = state.frame_size
@@ -286,8 +287,13 @@ class Tracker:
         box = pending[-1][:4]
       while pending and (frame is None or len(pending) > ahead):
         found = np.asarray(pending.popleft(), np.float64)
-        self._state = dataclasses.replace(state, box_xywh=found[:4])
+        if self._state is not last:
+          raise RuntimeError("the track was changed while it was followed; follow it anew")
+        self._state = last = dataclasses.replace(state, box_xywh=found[:4])
         yield TrackResult(box_xywh=found[:4].copy(), score=float(found[4]))
+        if pending:
+          # Raises where no next search region could be cut around it.
+          crop.crop_window(found[:4], self.search_factor)
       if frame is None:
         break
     if error is not None:

@@ -129,3 +129,11 @@ def test_no_gradient_flows_through_the_choice():
     return jnp.take_along_axis(jnp.ones((1, 4)), order, axis=1).sum() + 0 * scores.sum()
 
   np.testing.assert_array_equal(jax.grad(loss)(jnp.array([[1.0, 2.0, 3.0, 4.0]])), 0)
+
+
+def test_equal_scores_are_ranked_by_position_as_top_k_does():
+  scores = np.random.default_rng(0).integers(0, 4, (5, 40)).astype(np.float32)
+  index = jnp.broadcast_to(jnp.arange(40, dtype=jnp.int32)[None, :], (5, 40))
+  order, kept, _ = lib.select(lib.Candidates(index=index, valid=None), jnp.asarray(scores), 28)
+  np.testing.assert_array_equal(order, jax.lax.top_k(scores, 40)[1][:, :28])
+  np.testing.assert_array_equal(kept.index, order)

@@ -1,5 +1,7 @@
 """Boxes that stay on the device are those of one frame after another."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -76,6 +78,42 @@ def test_an_error_comes_after_the_boxes_before_it(make_checkpoint, images, make_
     found.extend(tracker.follow(broken()))
   assert len(found) == 1
   assert list(tracker.follow([])) == []
+
+
+def test_a_track_that_was_changed_meanwhile_is_followed_no_further(make_checkpoint, images):
+  tracker = Tracker(make_checkpoint())
+  tracker.init(images[0], _BOX)
+  found = tracker.follow(images[1:])
+  next(found)
+  tracker.init(images[1], (20, 20, 30, 30))
+  with pytest.raises(RuntimeError, match="changed while it was followed"):
+    next(found)
+  np.testing.assert_array_equal(tracker.box_xywh, (20, 20, 30, 30))
+
+
+def test_a_box_that_is_no_number_ends_the_track_as_update_does(make_checkpoint, images):
+  checkpoint = make_checkpoint()
+  bias = checkpoint.variables["params"]["box_head"]["conv5_size"]["bias"]
+  variables = jax.tree.map(lambda x: x * np.nan if x is bias else x, checkpoint.variables)
+  tracker = Tracker(dataclasses.replace(checkpoint, variables=variables))
+  tracker.init(images[0], _BOX)
+  found = []
+  with pytest.raises(ValueError, match="cannot crop around box_xywh"):
+    found.extend(tracker.follow(images[1:]))
+  assert len(found) == 1
+
+
+def test_boxes_are_kept_in_a_frame_that_is_not_square(make_checkpoint, make_frame):
+  checkpoint = make_checkpoint()
+  images = [make_frame(number, 100, 200) for number in range(4)]
+  runs = []
+  for follows in (True, False):
+    tracker = Tracker(checkpoint)
+    tracker.init(images[0], (165, 40, 30, 24))
+    results = tracker.follow(images[1:]) if follows else map(tracker.update, images[1:])
+    runs.append([result.box_xywh for result in results])
+  np.testing.assert_allclose(*runs, atol=1e-3)
+  assert runs[0][0][0] > 100  # Where a frame of 100 pixels would have ended.
 
 
 def test_nothing_compiles_behind_the_first_frame(make_checkpoint, images):

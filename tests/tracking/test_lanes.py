@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ostrack_jax import load
-from ostrack_jax.tracking import agreement, engine, frames, lanes
+from ostrack_jax.tracking import agreement, engine, frames, lane, lanes
 from ostrack_jax.tracking.cutting import starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
+from ostrack_jax.tracking.lane_process import RemoteHost
 from ostrack_jax.tracking.tracker import Tracker
 
 _LENGTHS = (5, 2, 7, 1, 4, 3, 6)
@@ -105,7 +106,10 @@ def test_forced_lanes_give_the_trackers_boxes_in_any_batch_order_and_process(
     assert result.error is None
     np.testing.assert_allclose(result.boxes_xywh, boxes, atol=1e-3)
     np.testing.assert_allclose(result.scores, scores, atol=1e-5)
-  assert tracker.stages.frames == sum(_LENGTHS) - len(_LENGTHS)
+  stages = tracker.stages
+  assert stages.frames == sum(_LENGTHS) - len(_LENGTHS)
+  assert min(stages.read, stages.decode, stages.crop, stages.transfer, stages.network) > 0
+  assert (stages.processes > 0) == (processes > 0)
 
 
 def test_lanes_over_devices_and_with_template_masks_give_the_trackers_boxes(
@@ -260,9 +264,61 @@ def test_a_process_that_dies_stops_the_run_with_its_signal(checkpoint, sequences
   run = tracker.track(lanes.plan_lanes(sequences, _LENGTHS, 2))
   next(run)
   started[0].kill()
-  with pytest.raises(RuntimeError, match=r"ended by signal 9; if memory was short"):
+  with pytest.raises(ChildProcessError, match=r"ended by signal 9; if memory was short"):
     list(run)
   assert [process.poll() is None for process in started] == [False, False]
+  # Another run starts others.
+  (again,) = tracker.track([[sequences[0]]])
+  np.testing.assert_allclose(again.boxes_xywh, alone(checkpoint, sequences[0])[0], atol=1e-3)
+  assert len(started) == 4
+
+
+def test_an_error_of_a_process_is_told_as_it_is(checkpoint, sequences):
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=1, groups=1, processes=1, devices=jax.devices()[:1]
+  )
+  broken = LaneSequence(name="x", frames=sequences[0].frames, init_box_xywh=np.zeros(4))
+  object.__setattr__(broken, "frames", [1, 2])
+  (result,) = tracker.track([[broken]])
+  assert isinstance(result.error, AttributeError)
+  (host,) = tracker._remote
+  with pytest.raises(ChildProcessError, match=r"failed:(.|\n)*IndexError"):
+    host.begin(7, None)
+    host.finish()
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_one_run_at_a_time(checkpoint, sequences, processes):
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=1, groups=1, processes=processes, devices=jax.devices()[:1]
+  )
+  run = tracker.track([sequences[:2]])
+  next(run)
+  with pytest.raises(RuntimeError, match="tracks already; let that run end, or close it"):
+    next(tracker.track([sequences[:1]]))
+  run.close()
+  assert len(list(tracker.track([sequences[:2]]))) == 2
+  assert len(list(tracker.track([sequences[:2]]))) == 2
+
+
+def test_few_lanes_have_a_process_each(checkpoint, sequences, monkeypatch):
+  plans = []
+  start = RemoteHost.start
+
+  def note(host, plan, *rest):
+    plans.append(sorted(plan))
+    return start(host, plan, *rest)
+
+  monkeypatch.setattr(RemoteHost, "start", note)
+  tracker = lanes.LaneTracker(
+    checkpoint, batch_size=3, groups=2, threads=4, processes=4, devices=jax.devices()[:1]
+  )
+  track(tracker, sequences[:4])
+  assert [len(plan) for plan in plans] == [1, 1, 1, 1]
+  plans.clear()
+  track(tracker, sequences[:6])
+  # (group, row): after three rows of the first group, the fourth process begins the second.
+  assert plans == [[(0, 0), (1, 1)], [(0, 1), (1, 2)], [(0, 2)], [(1, 0)]]
 
 
 def test_many_threads_are_spread_over_processes(checkpoint):
@@ -315,12 +371,12 @@ def test_boxes_that_no_track_could_start_from_repeat_the_one_before():
 
 def test_images_decoded_ahead_come_in_order_and_errors_in_their_place(sequences):
   paths = sequences[2].frames
-  for path, image in zip(paths, lanes.decoded_ahead(paths, 3), strict=True):
+  for path, image in zip(paths, lane.decoded_ahead(paths, 3), strict=True):
     np.testing.assert_array_equal(image, frames.read_image(path))
   paths[4].write_bytes(b"broken")
   seen = []
   with pytest.raises(ValueError, match=r"4\.png is not a readable image"):
-    seen.extend(image is not None for image in lanes.decoded_ahead(paths, 3))
+    seen.extend(image is not None for image in lane.decoded_ahead(paths, 3))
 
 
 _REAL = {"Couple": 15, "Skiing": 20, "MotorRolling": 8, "Crossing": 12}
