@@ -81,7 +81,10 @@ def checkpoints(workdir: pathlib.Path) -> dict[str, int]:
     FileNotFoundError: the run is not finished.
   """
   best = json.loads((workdir / "best.json").read_text())["step"]
-  return {"last": checkpoint.steps_in(workdir)[-1], "best": best}
+  steps = checkpoint.steps_in(workdir)
+  if not steps:
+    raise FileNotFoundError(f"{workdir} holds no checkpoint; train first")
+  return {"last": steps[-1], "best": best}
 
 
 def evaluation_commands(workdir: pathlib.Path) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""The peer of benchmarks.inference: an equal network in PyTorch, in its fastest form on the device.
+"""The peer of benchmarks.inference: an equal network in PyTorch.
 
-On CUDA in float16, compiled with CUDA graphs; on a CPU in float32, eagerly. Elimination has static shapes,
-as in ours, without which it could not be captured. Weights are random: only the time counts. Needs torch,
+On CUDA in float16, compiled with CUDA graphs, which was the fastest form that was tried; on a CPU in
+float32, eagerly. Elimination has static shapes, as in ours, without which it could not be captured. Weights are random: only the time counts. Needs torch,
 which the package does not.
 """
 
