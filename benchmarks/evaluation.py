@@ -32,7 +32,7 @@ from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import frames as frame_files
-from ostrack_jax.tracking import lanes
+from ostrack_jax.tracking import lanes, sharing
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.tracker import locate
 from ostrack_jax.tracking.weights import prepare
@@ -58,15 +58,6 @@ flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
 _DISTINCT_FRAMES = 60
 _SECONDS = 3.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """A tracker's checkpoint, in the sense of TrackableCheckpoint."""
-
-  model: OSTrack
-  variables: dict[str, Any]
-  description: dict[str, Any]
 
 
 def procedural_sequences(folder: pathlib.Path, count: int, length: int) -> list[LaneSequence]:
@@ -105,15 +96,16 @@ def _sequence(name: str, paths, truth: np.ndarray, forced: bool) -> LaneSequence
   return LaneSequence(name=name, frames=paths, init_box_xywh=truth[0], start_boxes_xywh=starts)
 
 
-def open_network(dtype: str) -> Network:
+def open_network(dtype: str) -> loading.Checkpoint:
   """Return the checkpoint that the flags name, or random weights, computing in a dtype."""
   if FLAGS.checkpoint:
-    loaded = loading.load(FLAGS.checkpoint)
-    return Network(loaded.model.clone(dtype=dtype), loaded.variables, loaded.description)
+    return loading.load(FLAGS.checkpoint, dtype=dtype)
   size = int(FLAGS.search_size)
   model = OSTrack(variant=FLAGS.variant, search_size=size, template_size=size // 2, dtype=dtype)
   factors = {"template_factor": 2.0, "search_factor": size / 64 if size == 256 else 5.0}
-  return Network(model, jax.block_until_ready(init_variables(model, 0)), {"tracker": factors})
+  return loading.Checkpoint(
+    model, jax.block_until_ready(init_variables(model, 0)), {"tracker": factors}
+  )
 
 
 def decode_floor(sequences: Sequence[LaneSequence], threads: int) -> float:
@@ -134,7 +126,7 @@ def decode_floor(sequences: Sequence[LaneSequence], threads: int) -> float:
     return total / (time.perf_counter() - began)
 
 
-def network_floor(network: Network, batch_size: int) -> float:
+def network_floor(network: loading.Checkpoint, batch_size: int) -> float:
   """Return frames a second of the network on a batch that lies on one device, steps queued."""
   model = network.model
   rng = np.random.default_rng(0)
@@ -168,7 +160,11 @@ def _fake_locate(batch_size: int) -> Callable:
 
 
 def end_to_end(
-  network: Network, sequences: Sequence[LaneSequence], batch_size: int, groups: int, threads: int
+  network: loading.Checkpoint,
+  sequences: Sequence[LaneSequence],
+  batch_size: int,
+  groups: int,
+  threads: int,
 ) -> dict[str, Any]:
   """Track all sequences; return frames a second, a CPU second too, and where the time went."""
   tracker = lanes.LaneTracker(
@@ -182,7 +178,7 @@ def end_to_end(
   # Compiles; the batch is the same for any number of sequences.
   short = [dataclasses.replace(one, frames=one.frames[:3]) for one in sequences[:1]]
   list(tracker.track([short]))
-  plan = lanes.plan_lanes(sequences, [len(one.frames) for one in sequences], tracker.lanes)
+  plan = sharing.plan_lanes(sequences, [len(one.frames) for one in sequences], tracker.lanes)
   began, cpu = time.perf_counter(), time.process_time()
   for result in tracker.track(plan):
     if result.error is not None:
@@ -245,7 +241,7 @@ def compare_dtypes(videos: Sequence[benchmarks.Video], threads: int) -> dict[str
     found = {}
     for forced in (True, False):
       sequences = [_sequence(v.name, v.frames, v.boxes_xywh, forced) for v in videos]
-      plan = lanes.plan_lanes(sequences, [len(v.frames) for v in videos], tracker.lanes)
+      plan = sharing.plan_lanes(sequences, [len(v.frames) for v in videos], tracker.lanes)
       runs = {run.sequence.name: run for run in tracker.track(plan)}
       failed = next((run for run in runs.values() if run.error is not None), None)
       if failed is not None:

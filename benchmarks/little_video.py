@@ -196,39 +196,36 @@ def draw(entries: dict[str, dict], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
-def _run(command: list[str]) -> int:
+def _run(command: list[str]) -> None:
+  """Run a command; end with its exit code where it fails."""
   print("+ " + " ".join(command[2:]), flush=True)
   code = subprocess.run(command, check=False).returncode
   if code:
     print(f"benchmarks.little_video: {command[2]} ended with exit code {code}", file=sys.stderr)
-  return code
+    sys.exit(code)
 
 
 def _read(path: pathlib.Path) -> dict[str, dict]:
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
   """Run or report."""
   del argv
   gathered = pathlib.Path(FLAGS.gathered)
   if FLAGS.run:
     name = run_name(FLAGS.run, FLAGS.seed)
     workdir = pathlib.Path(FLAGS.runs) / name
-    code = 0
     if not FLAGS.evaluate_only:
-      code = _run(training_command(FLAGS.run, FLAGS.seed, workdir))
-    for command in [] if code else evaluation_commands(workdir):
-      code = code or _run(command)
-    if code:
-      return code
+      _run(training_command(FLAGS.run, FLAGS.seed, workdir))
+    for command in evaluation_commands(workdir):
+      _run(command)
     entries = _read(gathered) | {name: gather(workdir, FLAGS.run, FLAGS.seed)}
     write_text(gathered, json.dumps(entries, indent=1) + "\n")
   entries = _read(gathered)
   print(table(entries))
   if FLAGS.pictures:
     draw(entries, pathlib.Path(FLAGS.pictures) / "little_video.png")
-  return 0
 
 
 if __name__ == "__main__":

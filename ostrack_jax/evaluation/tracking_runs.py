@@ -13,7 +13,7 @@ import jax
 from ostrack_jax.evaluation import one_pass
 from ostrack_jax.evaluation.run_folder import TrackedSequence, checkpoint_digest
 from ostrack_jax.evaluation.videos import Video
-from ostrack_jax.tracking import engine, lane, lanes
+from ostrack_jax.tracking import engine, lane, lanes, sharing
 from ostrack_jax.tracking.tracker import TrackableCheckpoint, Tracker
 
 _GROUPS = 2
@@ -64,7 +64,7 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     raise ValueError(
       f"--teacher_forced needs every frame's box, which {unannotated[0]} has not; leave it away"
     )
-  shares = lanes.share_out([len(video.frames) for video in videos], jax.process_count())
+  shares = sharing.share_out([len(video.frames) for video in videos], jax.process_count())
   mine = [videos[number] for number in sorted(shares[jax.process_index()])]
   settings = {
     "checkpoint": checkpoint_digest(checkpoint.variables, checkpoint.description),
@@ -138,7 +138,7 @@ class _InLanes:
       "batch_size": self._tracker.batch_size,
     }
     lengths = [len(video.frames) for video in videos]
-    self._plan = lanes.plan_lanes(videos, lengths, self._tracker.lanes)
+    self._plan = sharing.plan_lanes(videos, lengths, self._tracker.lanes)
     self._forced = options.teacher_forced
 
   def track(self, unfinished, progress):

@@ -32,8 +32,8 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
   Returns:
     The crop [output_size, output_size, 3] uint8, and its side in frame pixels, float32. The square's
     place and side are found in float32, crop.crop_square's in float64: where they are all but half of a
-    pixel, and all but whole pixels, they may be rounded otherwise. Above 2048 pixels of side a weight may differ by 1 / 2048 where
-    output_size is no power of two.
+    pixel, and all but whole pixels, they may be rounded otherwise. Above 2048 pixels of side a weight may
+    differ by 1 / 2048 where output_size is no power of two.
   """
   height, width = frame.shape[:2]
   x, y, w, h = box_xywh
@@ -48,10 +48,9 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
     lost = jnp.maximum(start + side - length + 1, 0)
     return (pixel + start >= 0) & (pixel < side - lost)
 
-  column, weight_x = _neighbours(side, output_size)
-  columns = [jnp.clip(column + step, 0, side - 1) for step in (0, 1)]
-  row, weight_y = _neighbours(side, output_size)
-  rows = [jnp.clip(row + step, 0, side - 1) for step in (0, 1)]
+  # The same for rows and columns, since both sides are equal.
+  first, weight = _neighbours(side, output_size)
+  near = [jnp.clip(first + step, 0, side - 1) for step in (0, 1)]
 
   def pixels(row, column):
     shown = inside(row, y1, height)[:, None] & inside(column, x1, width)[None, :]
@@ -60,10 +59,10 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
     return jnp.where(shown[..., None], frame[at_row, at_column], 0).astype(jnp.int32)
 
   def blended(row):
-    before, behind = (pixels(row, column) for column in columns)
-    return before * (_WEIGHT_ONE - weight_x)[None, :, None] + behind * weight_x[None, :, None]
+    before, behind = (pixels(row, column) for column in near)
+    return before * (_WEIGHT_ONE - weight)[None, :, None] + behind * weight[None, :, None]
 
-  above, below = (blended(row) >> 4 for row in rows)
-  weight = weight_y[:, None, None]
-  mixed = ((above * (_WEIGHT_ONE - weight)) >> 16) + ((below * weight) >> 16)
+  above, below = (blended(row) >> 4 for row in near)
+  down = weight[:, None, None]
+  mixed = ((above * (_WEIGHT_ONE - down)) >> 16) + ((below * down) >> 16)
   return ((mixed + 2) >> 2).astype(jnp.uint8), side.astype(jnp.float32)

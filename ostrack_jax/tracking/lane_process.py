@@ -22,8 +22,17 @@ from ostrack_jax.tracking.lane_host import Batches, BatchShape, Cut, Found, Host
 
 _MODULE = "ostrack_jax.tracking.lane_process"
 _SECONDS_TO_END = 10.0
-# A step's message; a plan's has more.
-_STEP = ("group", "found")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+  """What a process is to do until the next: the lanes, and how many threads decode for them."""
+
+  plan: HostPlan
+  settings: CropSettings
+  threads: int
+  depth: int
+  shape: BatchShape
 
 
 class RemoteHost:
@@ -57,7 +66,8 @@ class RemoteHost:
       place: [dataclasses.replace(one, frames=tuple(one.frames)) for one in sequences]
       for place, sequences in plan.items()
     }
-    self._send((sent, settings, threads, depth, self._batches.shape))
+    shape = self._batches.shape
+    self._send(_Work(plan=sent, settings=settings, threads=threads, depth=depth, shape=shape))
 
   def begin(self, group: int, found: Found | None) -> None:
     self._send((group, found))
@@ -113,39 +123,32 @@ def close_all(hosts: list[RemoteHost]) -> None:
 
 def _fields(result: LaneResult) -> dict[str, Any]:
   """Return a result without its sequence, with an error that can travel."""
-  names = [field.name for field in dataclasses.fields(result) if field.name != "sequence"]
-  fields = {name: getattr(result, name) for name in names}
+  fields = {name: value for name, value in vars(result).items() if name != "sequence"}
   try:
     pickle.loads(pickle.dumps(result.error))
   except Exception:
+    # Whatever a class of its own refuses with; what it says is kept.
     fields["error"] = RuntimeError(f"{type(result.error).__name__}: {result.error}")
   return fields
 
 
-def serve(connection: Connection, memory: int) -> None:
-  """Cut what is asked for until the connection is closed."""
-  message = connection.recv()
+def serve(connection: Connection, memory: int) -> NoReturn:
+  """Cut what is asked for; raises EOFError when the connection is closed."""
+  work = connection.recv()
   while True:
-    message = _serve_plan(connection, memory, *message)
+    work = _do(work, connection, memory)
 
 
-def _serve_plan(
-  connection: Connection,
-  memory: int,
-  plan: HostPlan,
-  settings: CropSettings,
-  threads: int,
-  depth: int,
-  shape: BatchShape,
-) -> tuple:
-  """Cut for one plan; return the next one's message."""
+def _do(work: _Work, connection: Connection, memory: int) -> _Work:
+  """Cut for one plan; return what is to be done next."""
   began = time.process_time()
-  every = (sequence for sequences in plan.values() for sequence in sequences)
+  every = (sequence for sequences in work.plan.values() for sequence in sequences)
   numbers = {id(sequence): number for number, sequence in enumerate(every)}
-  decoders = concurrent.futures.ThreadPoolExecutor(threads, "decode")
+  decoders = concurrent.futures.ThreadPoolExecutor(work.threads, "decode")
   try:
-    host = LaneHost(plan, settings, decoders, depth, Batches(shape, memory))
-    while len(message := connection.recv()) == len(_STEP):
+    batches = Batches(work.shape, memory)
+    host = LaneHost(work.plan, work.settings, decoders, work.depth, batches)
+    while not isinstance(message := connection.recv(), _Work):
       cut = host.step(*message)
       ended = [(numbers[id(one.sequence)], _fields(one)) for one in cut.ended]
       cpu_seconds = time.process_time() - began
@@ -165,6 +168,7 @@ def main(arguments: list[str]) -> None:
   except EOFError:
     pass  # Nobody waits any more.
   except Exception:
+    # Told to who tracks, who raises it.
     with contextlib.suppress(OSError):
       connection.send(traceback.format_exc())
     sys.exit(1)

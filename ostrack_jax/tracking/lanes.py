@@ -7,12 +7,11 @@ Frames are read and decoded ahead, since only where they are cut depends on the 
 import concurrent.futures
 import contextlib
 import dataclasses
-import heapq
 import os
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,8 +37,6 @@ _LEAST_THREADS_FOR_PROCESSES = 8
 # Of a process, where there are fewer lanes than processes.
 _THREADS_OF_FEW = 6
 
-T = TypeVar("T")
-
 
 @dataclasses.dataclass(kw_only=True)
 class Stages:
@@ -60,33 +57,6 @@ class Stages:
   boxes: float = 0.0
   frames: int = 0
   processes: float = 0.0
-
-
-def share_out(lengths: Sequence[int], parts: int) -> list[list[int]]:
-  """Share sequences out over lanes or processes: the longest first, each to the part that is free next.
-
-  Args:
-    lengths: frames of each sequence.
-    parts: at least one.
-
-  Returns:
-    For each part the numbers of its sequences in the order of tracking. It depends on the lengths alone,
-    so that every process, and a run that goes on after a kill, gets the same.
-  """
-  if parts < 1:
-    raise ValueError(f"cannot share sequences out over {parts} parts; expected at least 1")
-  shares: list[list[int]] = [[] for _ in range(parts)]
-  free = [(0, part) for part in range(parts)]
-  for number in sorted(range(len(lengths)), key=lambda number: (-lengths[number], number)):
-    busy_until, part = free[0]
-    shares[part].append(number)
-    heapq.heapreplace(free, (busy_until + lengths[number], part))
-  return shares
-
-
-def plan_lanes(sequences: Sequence[T], lengths: Sequence[int], lanes: int) -> list[list[T]]:
-  """Return what each lane tracks, one sequence after another; see share_out."""
-  return [[sequences[number] for number in share] for share in share_out(lengths, lanes)]
 
 
 class _Group:
@@ -215,7 +185,7 @@ class LaneTracker:
     """Track sequences and yield each as it ends, whole or with the error that ended it.
 
     Args:
-      plan: what each lane tracks in turn, at most `lanes` of them; plan_lanes makes it. A lane's place
+      plan: what each lane tracks in turn, at most `lanes` of them; sharing.plan_lanes makes it. A lane's place
         in the batch is its place in the plan, so that its results do not depend on the other lanes.
       progress: called after every step with the number of frames that it did.
 
@@ -226,12 +196,8 @@ class LaneTracker:
     """
     if len(plan) > self.lanes:
       raise ValueError(f"{len(plan)} lanes are planned; {self.groups} x {self.batch_size} fit")
-    if self._is_tracking:
-      raise RuntimeError("this LaneTracker tracks already; let that run end, or close it, first")
-    self.stages = Stages()
-    with contextlib.ExitStack() as stack:
-      self._is_tracking = True
-      stack.callback(setattr, self, "_is_tracking", False)
+    with self._alone(), contextlib.ExitStack() as stack:
+      self.stages = Stages()
       hosts = self._open_hosts(plan, stack)
       groups = [_Group(number, self._batches, self.model) for number in range(self.groups)]
       while not all(group.is_over for group in groups):
@@ -250,13 +216,30 @@ class LaneTracker:
       if self._remote:
         # All they were asked for is done: they can be asked again.
         stack.pop_all()
-        self._is_tracking = False
+
+  @contextlib.contextmanager
+  def _alone(self) -> Iterator[None]:
+    """Refuse a second run beside the first, whose processes and batches it would take."""
+    if self._is_tracking:
+      raise RuntimeError("this LaneTracker tracks already; let that run end, or close it, first")
+    self._is_tracking = True
+    try:
+      yield
+    finally:
+      self._is_tracking = False
 
   def _open_hosts(
     self, plan: Sequence[Sequence[LaneSequence]], stack: contextlib.ExitStack
   ) -> list[LocalHost] | list[RemoteHost]:
     """Prepare what cuts frames; the stack ends it."""
-    working = max(sum(bool(sequences) for sequences in plan), 1)
+    # Group by group, so that every host gets a part of each, as far as the lanes reach.
+    busy = [
+      ((group, row), sequences)
+      for group in range(self.groups)
+      for row, sequences in enumerate(plan[group :: self.groups])
+      if sequences
+    ]
+    working = max(len(busy), 1)
     depth = max(_LEAST_AHEAD, -(-AHEAD_PER_THREAD * self.threads // working))
     settings = CropSettings(
       template_size=self.model.template_size,
@@ -266,11 +249,8 @@ class LaneTracker:
     )
     count = min(self.processes or self.threads, working)
     plans: list[dict[tuple[int, int], Sequence[LaneSequence]]] = [{} for _ in range(count)]
-    # Group by group, so that every host has a part of each, as far as the lanes reach.
-    places = sorted(divmod(number, self.groups)[::-1] for number in range(len(plan)))
-    busy = [(group, row) for group, row in places if plan[row * self.groups + group]]
-    for number, (group, row) in enumerate(busy):
-      plans[number % count][group, row] = plan[row * self.groups + group]
+    for number, (place, sequences) in enumerate(busy):
+      plans[number % count][place] = sequences
     if not self.processes:
       # Two pools, since cutting waits for decoding.
       decoders = concurrent.futures.ThreadPoolExecutor(self.threads, "decode")
@@ -311,12 +291,9 @@ class LaneTracker:
       return
     began = time.perf_counter()
     if group.on_device is None:
-      # Copies, because on a CPU the device may read this very memory.
-      mask = group.template_mask
-      group.on_device = jax.device_put(
-        (group.template.copy(), None if mask is None else mask.copy()), self._batch_sharding
-      )
+      group.on_device = jax.device_put((group.template, group.template_mask), self._batch_sharding)
     template, mask = group.on_device
+    # On a CPU it may read this very memory, which changes only once its answer is here.
     search = jax.device_put(group.search, self._batch_sharding)
     group.pending = self._locate(self.model, self._weights, template, search, self._window, mask)
     for array in group.pending:

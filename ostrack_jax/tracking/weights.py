@@ -59,12 +59,11 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
   }
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
-    if path[-1] != "kernel" and not path[-1].startswith("pos_embed"):
-      small[path] = value
-    elif path[0] == "backbone":
-      arrays[path] = value.astype(dtype)
+    if path[-1] == "kernel" or path[-1].startswith("pos_embed"):
+      # The head's are of their types already.
+      arrays[path] = value.astype(dtype) if path[0] == "backbone" else value
     else:
-      arrays[path] = value
+      small[path] = value
   packed = np.concatenate([value.reshape(-1) for value in small.values()])
   layout = tuple((path, value.shape) for path, value in small.items())
   return TrackingWeights(arrays=arrays, packed=packed, layout=layout)

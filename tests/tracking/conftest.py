@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lane_runs import LENGTHS, SMALL
 
 from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking.lane import LaneSequence
 
 _TINY = {
   "variant": "custom", "width": 32, "depth": 2, "num_heads": 2, "template_size": 32,
@@ -66,3 +68,33 @@ def make_checkpoint():
 def make_frame():
   """A function from a number, and perhaps height and width, to a frame of blurred noise."""
   return _frame
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint):
+  return make_checkpoint(**SMALL)
+
+
+@pytest.fixture
+def write_sequence(tmp_path, make_frame):
+  """A function from a number and a length to a sequence of frames on disk, of a size of its own."""
+
+  def write(number, length, **changes):
+    folder = tmp_path / f"s{number}"
+    folder.mkdir()
+    height, width = 90 + 10 * (number % 3), 120 + 10 * (number % 2)
+    suffix = ("png", "jpg")[number % 2]
+    paths = [folder / f"{index}.{suffix}" for index in range(length)]
+    for index, path in enumerate(paths):
+      cv2.imwrite(str(path), make_frame(100 * number + index, height, width)[..., ::-1])
+    rng = np.random.default_rng(number)
+    boxes = np.c_[rng.uniform(20, 60, (length, 2)), rng.uniform(12, 30, (length, 2))]
+    values = {"init_box_xywh": boxes[0], "start_boxes_xywh": boxes, **changes}
+    return LaneSequence(name=f"s{number}", frames=paths, **values)
+
+  return write
+
+
+@pytest.fixture
+def sequences(write_sequence):
+  return [write_sequence(number, length) for number, length in enumerate(LENGTHS)]
