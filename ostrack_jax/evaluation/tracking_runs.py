@@ -1,14 +1,20 @@
-"""The two ways to track a benchmark: in lanes, as fast as it goes, or one frame after another, timed.
+"""The ways to track a benchmark: in lanes, as fast as it goes, or one frame after another, timed.
+
+A single sequence has no other to take turns with: where a device computes beside the host, its search
+regions are cut there, and no frame waits for the box before it to come back.
 
 Starts jax when imported, so the command imports it only where something is tracked.
 """
 
+import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from ostrack_jax.evaluation import one_pass
 from ostrack_jax.evaluation.run_folder import TrackedSequence, checkpoint_digest
@@ -19,6 +25,8 @@ from ostrack_jax.tracking.tracker import TrackableCheckpoint, Tracker
 _GROUPS = 2
 _BATCH_SIZES = {"gpu": 32, "tpu": 32}
 _BATCH_SIZE_ELSEWHERE = 4
+# Where cutting takes nothing from the network.
+PLATFORMS_THAT_CUT = ("gpu", "tpu")
 
 
 class Run(Protocol):
@@ -74,7 +82,15 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     "teacher_forced": options.teacher_forced,
     "jax": jax.__version__,
   }
-  kind = _OneByOne if options.one_by_one else _InLanes
+  kind: type[_OneByOne | _Followed | _InLanes] = _InLanes
+  if options.one_by_one:
+    kind = _OneByOne
+  elif (
+    len(videos) == 1
+    and not (options.teacher_forced or options.batch_size)
+    and jax.local_devices()[0].platform in PLATFORMS_THAT_CUT
+  ):
+    kind = _Followed
   return kind(checkpoint, mine, len(videos), options, settings)
 
 
@@ -111,6 +127,45 @@ class _OneByOne:
         return
       except (ValueError, OSError):
         continue  # The sequence reports it when it is its turn.
+
+
+class _Followed:
+  """One sequence, whose frames are on their way to the device while it works on those before."""
+
+  def __init__(self, checkpoint, videos, total, options: Options, settings):
+    del total
+    self.videos: Sequence[Video] = videos
+    self.settings: dict[str, Any] = settings | {
+      "one_by_one": False,
+      "batch_size": 1,
+      "cut_on_device": True,
+    }
+    self._tracker = Tracker(checkpoint)
+    self._threads = options.threads or len(os.sched_getaffinity(0))
+
+  def track(self, unfinished, progress):
+    for video in unfinished:
+      began = time.perf_counter()
+      boxes_xywh, scores = np.empty((0, 4)), np.empty(0)
+      error = None
+      try:
+        with contextlib.closing(lane.decoded_ahead(video.frames, self._threads)) as images:
+          boxes_xywh, scores = engine.follow_sequence(
+            self._tracker, images, video.boxes_xywh[0], lambda: progress(1)
+          )
+      except Exception as raised:
+        error = raised
+      yield TrackedSequence(
+        video=video,
+        boxes_xywh=boxes_xywh,
+        scores=scores,
+        seconds=time.perf_counter() - began,
+        error=error,
+      )
+
+  def timing(self) -> dict[str, Any]:
+    """Return what timing.json says of the whole run."""
+    return {"seconds_are": "of the sequence from start to end, compilation included"}
 
 
 class _InLanes:

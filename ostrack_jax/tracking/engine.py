@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
@@ -33,6 +34,12 @@ class Movable(FrameTracker, Protocol):
 
   @box_xywh.setter
   def box_xywh(self, box_xywh) -> None: ...
+
+
+class Follower(FrameTracker, Protocol):
+  """A tracker that works on frames while others are on their way, as Tracker does."""
+
+  def follow(self, frames: Iterable[np.ndarray]) -> Iterable[TrackResult]: ...
 
 
 class TeacherForced:
@@ -161,3 +168,37 @@ def track_sequence(
     if progress is not None:
       progress()
   return SequenceResult(np.stack(boxes_xywh), np.array(scores), np.array(seconds))
+
+
+def follow_sequence(
+  tracker: Follower,
+  frames: Iterable[np.ndarray],
+  init_box_xywh,
+  progress: Callable[[], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Track a sequence as track_sequence does, with the next frames on their way to the device.
+
+  Args:
+    tracker, frames, init_box_xywh, progress: as for track_sequence, which also says what is raised.
+
+  Returns:
+    Boxes and scores as in SequenceResult. There are no times: several frames are worked on at once.
+  """
+  images = iter(frames)
+  first = next(images, None)
+  if first is None:
+    raise ValueError("the sequence has no frames; at least the one with init_box_xywh is needed")
+  index = 0
+  boxes_xywh, scores = [], []
+  try:
+    tracker.init(first, init_box_xywh)
+    start = TrackResult(box_xywh=np.array(init_box_xywh, np.float64), score=float("nan"))
+    for result in itertools.chain([start], tracker.follow(images)):
+      boxes_xywh.append(result.box_xywh)
+      scores.append(result.score)
+      index += 1
+      if progress is not None:
+        progress()
+  except ValueError as error:
+    raise ValueError(f"frame {index}: {error}") from error
+  return np.stack(boxes_xywh), np.array(scores)

@@ -112,12 +112,12 @@ def _advance(
     Others as for locate.
 
   Returns:
-    [5] float32: the next box and the score.
+    [4] float32 the next box; and [5], the same and the score, to be fetched as one.
   """
   found, score = locate(model, weights, template, search[None], window, template_mask)
   moved = motion.moved(found[0], box_xywh, side[None])
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
-  return jnp.concatenate([box, score])
+  return box, jnp.concatenate([box, score])
 
 
 def tracking_factors(
@@ -270,21 +270,19 @@ class Tracker:
         search, side = device_crop.crop_square(
           jax.device_put(frame, self._device), box, self.search_factor, self.model.search_size
         )
-        pending.append(
-          _advance(
-            self.model,
-            self._weights,
-            state.template,
-            state.template_mask,
-            self._window,
-            search,
-            side,
-            box,
-            size,
-          )
+        box, found = _advance(
+          self.model,
+          self._weights,
+          state.template,
+          state.template_mask,
+          self._window,
+          search,
+          side,
+          box,
+          size,
         )
-        pending[-1].copy_to_host_async()
-        box = pending[-1][:4]
+        found.copy_to_host_async()
+        pending.append(found)
       while pending and (frame is None or len(pending) > ahead):
         found = np.asarray(pending.popleft(), np.float64)
         if self._state is not last:

@@ -66,6 +66,45 @@ def test_lanes_and_one_by_one_find_the_same(checkpoint, videos, teacher_forced):
   assert lanes.timing()["stages"]["frames"] == 12
 
 
+def test_a_single_sequence_is_followed_where_the_device_cuts(checkpoint, videos, monkeypatch):
+  _, (want, *_), _ = _listed(run(checkpoint, videos[1:2], one_by_one=True))
+  lanes, _, _ = run(checkpoint, videos[1:2])
+  monkeypatch.setattr(tracking_runs, "PLATFORMS_THAT_CUT", ("cpu",))
+  followed, (got, *_), steps = _listed(run(checkpoint, videos[1:2]))
+  np.testing.assert_allclose(got.boxes_xywh, want.boxes_xywh, atol=1e-3)
+  np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
+  assert steps == 6 and isinstance(got.seconds, float)
+  # A run that goes on elsewhere, where lanes would cut on the host, is another run.
+  assert followed.settings["cut_on_device"] and followed.settings != lanes.settings
+  # More than one sequence, a batch that was asked for, and given boxes are for the lanes.
+  for chosen, options in (
+    (videos, {}),
+    (videos[:1], {"batch_size": 1}),
+    (videos[:1], {"teacher_forced": True}),
+  ):
+    planned = tracking_runs.plan(checkpoint, chosen, Options(**options))
+    assert "cut_on_device" not in planned.settings
+
+
+def test_what_ends_a_followed_sequence_is_told_with_its_frame(checkpoint, videos, monkeypatch):
+  monkeypatch.setattr(tracking_runs, "PLATFORMS_THAT_CUT", ("cpu",))
+  video = videos[1]
+  cv2.imwrite(str(video.frames[3]), np.zeros((50, 60, 3), np.uint8))
+  _, (one,), _ = _listed(run(checkpoint, [video]))
+  assert "frame 3: frame of 60 x 50 pixels follows frames of" in str(one.error)
+  cv2.imwrite(str(video.frames[0]), np.zeros((5, 6, 3), np.uint8))
+  _, (one,), _ = _listed(run(checkpoint, [video]))
+  assert "frame 0: frame of 6 x 5 pixels is too small" in str(one.error)
+  video.frames[2].write_bytes(b"broken")
+  _, (one,), _ = _listed(run(checkpoint, [dataclasses.replace(video, frames=())]))
+  assert "the sequence has no frames" in str(one.error)
+
+
+def _listed(ran):
+  planned, found, steps = ran
+  return planned, list(found.values()), steps
+
+
 def test_forced_and_free_runs_differ(checkpoint, videos):
   (_, free, _), (_, forced, _) = (
     run(checkpoint, videos, batch_size=2, teacher_forced=forced) for forced in (False, True)
