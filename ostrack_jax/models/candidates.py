@@ -159,8 +159,8 @@ def select(candidates: Candidates, scores, capacity: int, keep_count=None):
     scores = jnp.where(candidates.valid, scores, -jnp.inf)
   count = scores.shape[1]
   # The order of lax.top_k, which would be gathered from all devices and found on each for all samples.
-  order = jnp.argsort(scores, axis=1, descending=True, stable=True)
-  ranked = jnp.take_along_axis(candidates.index, order, axis=1)
+  position = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None, :], scores.shape)
+  _, order, ranked = jax.lax.sort((-scores, position, candidates.index), num_keys=1)
   if keep_count is None and candidates.valid is None:
     return (
       order[:, :capacity],
@@ -172,12 +172,11 @@ def select(candidates: Candidates, scores, capacity: int, keep_count=None):
     ranked_valid = jnp.ones_like(ranked, bool)
   else:
     ranked_valid = jnp.take_along_axis(candidates.valid, order, axis=1)
-  position = jnp.arange(count)[None, :]
   kept = Candidates(
     index=ranked[:, :capacity],
     valid=ranked_valid[:, :capacity] & (position[:, :capacity] < keep_count),
   )
-  source = jnp.broadcast_to(jnp.minimum(position + keep_count, count - 1), ranked.shape)
+  source = jnp.minimum(position + keep_count, count - 1)
   dropped = jnp.take_along_axis(ranked_valid, source, axis=1) & (position + keep_count < count)
   removed = jnp.where(dropped, jnp.take_along_axis(ranked, source, axis=1), -1)
   return order[:, :capacity], kept, removed
