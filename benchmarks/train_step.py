@@ -93,7 +93,7 @@ def start_training(model: OSTrack, mesh) -> tuple[Any, Any]:
   optimizer = make_optimizer(OptimizerSettings(), 468)
   start = create_state(init_variables(model, 0), optimizer, 0)
   step = jax.jit(
-    step_lib.make_train_step(model, optimizer, LossWeights()),
+    step_lib.make_train_step(model, optimizer, LossWeights(), batch_norm_shards=mesh.size),
     donate_argnums=0,
     out_shardings=sharding.replicated(mesh),
   )
@@ -105,6 +105,7 @@ def compare_losses(model: OSTrack, devices: Sequence[jax.Device], steps: int) ->
   losses = []
   for chosen in (devices[:1], devices):
     mesh = sharding.make_mesh(chosen)
+    began = time.perf_counter()
     state, step = start_training(model, mesh)
     found = []
     with jax.default_matmul_precision("float32"):
@@ -112,6 +113,9 @@ def compare_losses(model: OSTrack, devices: Sequence[jax.Device], steps: int) ->
         batch = synthetic_batch(FLAGS.batch_size, model.template_size, model.search_size, number)
         state, metrics = step(state, sharding.put_batch(mesh, batch), None)
         found.append(float(metrics["loss"]))
+        if not number:
+          seconds = time.perf_counter() - began
+          print(f"{len(chosen)} x {chosen[0].device_kind}: first step after {seconds:.0f} s")
     losses.append(np.array(found))
   difference = np.abs(losses[1] - losses[0]) / losses[0]
   print(

@@ -5,6 +5,8 @@ last, 1 x 1 convolutions in float32 (in bfloat16 the clamp to 1 - 1e-4 rounds to
 takes the logarithm of 0).
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,28 +25,108 @@ class BatchNorm(nn.Module):
   variance.
   """
 
-  @nn.compact
-  def __call__(self, x, train: bool, groups: int = 1):
-    channels = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
-    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-    running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-    x = x.astype(jnp.float32)
-    grouped = x.reshape(groups, -1, channels)
-    if train:
-      mean = grouped.mean(axis=1)
-      var = jnp.square(grouped - mean[:, None, :]).mean(axis=1)
-      if not self.is_initializing():
-        count = grouped.shape[1]
-        unbiased = var.mean(axis=0) * (count / max(count - 1, 1))
-        running_mean.value = 0.9 * running_mean.value + 0.1 * mean.mean(axis=0)
-        running_var.value = 0.9 * running_var.value + 0.1 * unbiased
-    else:
-      mean, var = running_mean.value[None, :], running_var.value[None, :]
-    factor = scale[None, :] * jax.lax.rsqrt(var + 1e-5)
-    normal = grouped * factor[:, None, :] + (bias[None, :] - mean * factor)[:, None, :]
-    return normal.reshape(x.shape)
+  channels: int
+
+  def setup(self):
+    shape = (self.channels,)
+    self.scale = self.param("scale", nn.initializers.ones, shape)
+    self.bias = self.param("bias", nn.initializers.zeros, shape)
+    self.running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    self.running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+  def __call__(self, x, train: bool, groups: int = 1, shards: int = 1):
+    """Normalise [b, ..., channels]; groups and shards are normalise_row's."""
+    return normalise_row([self], [x], train, groups, shards)[0]
+
+  def running(self):
+    """Return the running mean and variance, [1, channels] each."""
+    return self.running_mean.value[None, :], self.running_var.value[None, :]
+
+  def follow(self, mean, var, count: int):
+    """Move the running statistics towards a mean and biased variance [channels] of `count` values."""
+    if not self.is_initializing():
+      unbiased = var * (count / max(count - 1, 1))
+      self.running_mean.value = 0.9 * self.running_mean.value + 0.1 * mean
+      self.running_var.value = 0.9 * self.running_var.value + 0.1 * unbiased
+
+  def affine(self, mean, var):
+    """Return the factor and the offset [g, channels] that normalise, from statistics [g, channels]."""
+    factor = self.scale[None, :] * jax.lax.rsqrt(var + 1e-5)
+    return factor, self.bias[None, :] - mean * factor
+
+
+def normalise_row(
+  layers: Sequence[BatchNorm], inputs: Sequence[jax.Array], train: bool, groups: int, shards: int
+) -> list[jax.Array]:
+  """Normalise arrays of equal shape [b, ..., c], each by its own layer.
+
+  In training all that devices tell each other is one small array, and one more in the backward pass:
+  waiting for each other costs them far more than the bytes do.
+
+  Args:
+    groups: equal runs of the batch that are normalised apart, in training.
+    shards: equal runs of the batch that lie on different devices. More of them than groups, and the
+      statistics of each are combined, which changes numbers by no more than rounding.
+
+  Returns:
+    The normalised arrays, float32.
+  """
+  runs = max(groups, shards)
+  parts = [x.astype(jnp.float32).reshape(runs, -1, x.shape[-1]) for x in inputs]
+  crosses = train and shards > groups
+  if train:
+    moments = [_moments(x) for x in parts]
+    if crosses:
+      moments = _unstacked(_combined(_stacked(moments), groups))
+    count = parts[0].shape[1] * runs // groups
+    for layer, (mean, var) in zip(layers, moments):
+      layer.follow(mean.mean(axis=0), var.mean(axis=0), count)
+  else:
+    moments = [layer.running() for layer in layers]
+  affine = [layer.affine(mean, var) for layer, (mean, var) in zip(layers, moments)]
+  if crosses:
+    affine = _unstacked(_spread(_stacked(affine), shards))
+  return [
+    (part * factor[:, None, :] + offset[:, None, :]).reshape(x.shape)
+    for x, part, (factor, offset) in zip(inputs, parts, affine)
+  ]
+
+
+def _moments(x) -> tuple[jax.Array, jax.Array]:
+  """Return the mean and the biased variance [r, c] of each run in [r, n, c]."""
+  mean = x.mean(axis=1)
+  return mean, jnp.square(x - mean[:, None, :]).mean(axis=1)
+
+
+def _stacked(pairs: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+  """Stack l pairs of [r, c] to [r, l, 2, c]."""
+  return jnp.stack([jnp.stack(pair, axis=1) for pair in pairs], axis=1)
+
+
+def _unstacked(array) -> list[tuple[jax.Array, jax.Array]]:
+  """Undo _stacked."""
+  return [(array[:, i, 0], array[:, i, 1]) for i in range(array.shape[1])]
+
+
+def _combined(moments, groups: int) -> jax.Array:
+  """Combine moments [shards, l, 2, c] of equal runs to those of groups of them, [groups, l, 2, c]."""
+  shards = moments.shape[0]
+  # Each shard puts its moments into its own row of zeros, so one sum tells every device those of all.
+  # Sums of squares would be smaller to send, but lose the variance beside a large mean.
+  own = jnp.eye(shards)[:, :, None, None, None]
+  known = (own * moments[:, None]).sum(axis=0).reshape(groups, -1, *moments.shape[1:])
+  means, variances = known[..., 0, :], known[..., 1, :]
+  mean = means.mean(axis=1)
+  var = (variances + jnp.square(means - mean[:, None])).mean(axis=1)
+  return jnp.stack([mean, var], axis=-2)
+
+
+def _spread(array, shards: int) -> jax.Array:
+  """Give [groups, l, 2, c] to the shards of each group: [shards, l, 2, c]."""
+  groups = array.shape[0]
+  # A product, not a repetition: its gradient is one sum over all shards however many groups there are.
+  own = jnp.repeat(jnp.eye(groups), shards // groups, axis=0)[:, :, None, None, None]
+  return (own * array[None]).sum(axis=1)
 
 
 def _torch_bias_init(fan_in: int):
@@ -54,23 +136,25 @@ def _torch_bias_init(fan_in: int):
 
 
 class ConvBlock(nn.Module):
-  """3 x 3 convolution (with bias, as released), BatchNorm, ReLU."""
+  """3 x 3 convolution (with bias, as released) and BatchNorm, which normalise_row applies."""
 
+  inputs: int
   features: int
   dtype: jnp.dtype
 
-  @nn.compact
-  def __call__(self, x, train: bool, groups: int = 1):
-    x = nn.Conv(
+  def setup(self):
+    self.conv = nn.Conv(
       self.features,
       (3, 3),
       padding=1,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=_torch_bias_init(9 * x.shape[-1]),
-      name="conv",
-    )(x)
-    return nn.relu(BatchNorm(name="bn")(x, train, groups))
+      bias_init=_torch_bias_init(9 * self.inputs),
+    )
+    self.bn = BatchNorm(self.features)
+
+  def convolve(self, x):
+    return self.conv(x)
 
 
 class CenterHead(nn.Module):
@@ -86,19 +170,28 @@ class CenterHead(nn.Module):
   score_bias: float | None = None
 
   @nn.compact
-  def __call__(self, features, train: bool, groups: int = 1):
+  def __call__(self, features, train: bool, groups: int = 1, shards: int = 1):
     """Map [b, F, F, d] to (score_map [b,F,F,1], size_map [b,F,F,2], offset_map [b,F,F,2]), float32.
 
     Score and size are sigmoids clamped to [1e-4, 1 - 1e-4] with no gradient outside; offsets are raw.
-    groups: BatchNorm's, in training.
+    groups, shards: normalise_row's.
     """
-    maps = {}
-    for branch, outputs in BRANCHES.items():
-      x = features
-      for layer in range(4):
-        x = ConvBlock(self.channels // 2**layer, self.dtype, name=f"conv{layer + 1}_{branch}")(
-          x, train, groups
+    row = [features] * len(BRANCHES)
+    for layer in range(4):
+      blocks = [
+        ConvBlock(
+          row[0].shape[-1],
+          self.channels // 2**layer,
+          self.dtype,
+          name=f"conv{layer + 1}_{branch}",
         )
+        for branch in BRANCHES
+      ]
+      convolved = [block.convolve(x) for block, x in zip(blocks, row)]
+      norms = [block.bn for block in blocks]
+      row = [nn.relu(x) for x in normalise_row(norms, convolved, train, groups, shards)]
+    maps = {}
+    for (branch, outputs), x in zip(BRANCHES.items(), row):
       bias_init = _torch_bias_init(x.shape[-1])
       if branch == "ctr" and self.score_bias is not None:
         bias_init = nn.initializers.constant(self.score_bias)

@@ -160,6 +160,7 @@ class OSTrack(nn.Module):
     attention_layers=(),
     train: bool = False,
     batch_norm_groups: int = 1,
+    batch_norm_shards: int = 1,
     head_folded=None,
   ) -> OSTrackOutput:
     """Locate the template's target in the search region.
@@ -174,13 +175,16 @@ class OSTrack(nn.Module):
       attention_layers: blocks whose template attention is returned, in the order of the blocks.
       train: use batch statistics and drop path (rng `drop_path`); `batch_stats` must be mutable.
       batch_norm_groups: equal parts of the batch that BatchNorm normalises apart, in training.
+      batch_norm_shards: equal runs of the batch that lie on different devices, in training. The devices
+        then tell each other BatchNorm's statistics in few words; numbers change by rounding alone.
       head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
 
     Returns:
       OSTrackOutput.
 
     Raises:
-      ValueError: a shape does not fit the model, or template_mask is missing or not expected.
+      ValueError: a shape does not fit the model, template_mask is missing or not expected, or the batch
+        does not divide as BatchNorm is to see it.
     """
     for name, images, size in (
       ("template", template, self.template_size),
@@ -211,6 +215,16 @@ class OSTrack(nn.Module):
       raise ValueError(
         f"batch_norm_groups {batch_norm_groups} must divide the batch, which has {batch} pairs"
       )
+    if batch_norm_shards < 1 or batch % batch_norm_shards:
+      raise ValueError(
+        f"batch_norm_shards {batch_norm_shards} must divide the batch, which has {batch} pairs; give "
+        "the number of devices that it lies on"
+      )
+    if batch_norm_groups % batch_norm_shards and batch_norm_shards % batch_norm_groups:
+      raise ValueError(
+        f"batch_norm_groups {batch_norm_groups} and batch_norm_shards {batch_norm_shards}: one must be "
+        f"a multiple of the other; choose groups that divide {batch_norm_shards}, or multiples of it"
+      )
     depth = self.dimensions()["depth"]
     if any(not 0 <= layer < depth for layer in attention_layers):
       raise ValueError(f"attention_layers {tuple(attention_layers)} must lie in 0..{depth - 1}")
@@ -226,7 +240,9 @@ class OSTrack(nn.Module):
     grid = self.search_grid
     search_features = features[:, -grid * grid :].reshape(features.shape[0], grid, grid, -1)
     if head_folded is None:
-      maps = self.box_head(search_features.astype(dtype), train, batch_norm_groups)
+      maps = self.box_head(
+        search_features.astype(dtype), train, batch_norm_groups, batch_norm_shards
+      )
     else:
       maps = folded_head.apply(head_folded, search_features)
     score_map, size_map, offset_map = maps

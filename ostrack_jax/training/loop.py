@@ -203,6 +203,7 @@ def train(
       settings.ema_decay,
       accumulate=settings.accumulate_steps,
       batch_norm_groups=mesh.size if settings.batch_norm == "device" else 1,
+      batch_norm_shards=mesh.size,
     ),
     settings,
     buckets=settings.elimination_buckets,

@@ -32,6 +32,7 @@ def make_train_step(
   *,
   accumulate: int = 1,
   batch_norm_groups: int = 1,
+  batch_norm_shards: int = 1,
 ) -> Callable:
   """Return `train_step(state, batch, keep_counts=None) -> (state, metrics)`.
 
@@ -47,6 +48,8 @@ def make_train_step(
       averaged; BatchNorm normalises each part by itself.
     batch_norm_groups: equal runs of the batch (of each part of it) that BatchNorm normalises apart; as
       many as there are devices for the official behaviour.
+    batch_norm_shards: devices that the batch is split over (each part of it alike). Right numbers come of
+      1, too, but of many more messages between the devices. One of the two must be a multiple of the other.
   """
 
   def train_step(state: TrainState, batch, keep_counts=None):
@@ -60,6 +63,7 @@ def make_train_step(
         keep_counts,
         train=True,
         batch_norm_groups=batch_norm_groups,
+        batch_norm_shards=batch_norm_shards,
         rngs={"drop_path": key},
         mutable=["batch_stats"],
       )

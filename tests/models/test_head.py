@@ -1,16 +1,20 @@
 """Batch statistics, decoding and the Hann window."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from ostrack_jax import sharding
 from ostrack_jax.models import head
 
 
 def test_batch_norm_normalises_and_keeps_unbiased_variance():
   x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5)) * 3 + 1
-  layer = head.BatchNorm()
+  layer = head.BatchNorm(5)
   variables = layer.init(jax.random.key(0), x, True)
   assert np.all(variables["batch_stats"]["mean"] == 0)
   y, updated = layer.apply(variables, x, True, mutable=["batch_stats"])
@@ -39,8 +43,70 @@ def test_batch_norm_in_evaluation_equals_flax():
   variables = {"params": params, "batch_stats": stats}
   want = nn.BatchNorm(use_running_average=True, epsilon=1e-5).apply(variables, x)
   np.testing.assert_allclose(
-    head.BatchNorm().apply(variables, x, False), want, rtol=1e-4, atol=1e-5
+    head.BatchNorm(5).apply(variables, x, False), want, rtol=1e-4, atol=1e-5
   )
+
+
+# (1, 8) is official BatchNorm over all of 8 devices; in (8, 4) and (2, 2) each has its groups to itself.
+@pytest.mark.parametrize(("groups", "shards"), [(1, 2), (1, 8), (2, 8), (8, 4), (2, 2)])
+@pytest.mark.parametrize("offset", [0, 100])
+def test_combined_statistics_are_those_of_the_whole(groups, shards, offset):
+  rng = np.random.default_rng(0)
+  # Images differ in the mean, so that variances of shards alone would not do.
+  x = rng.normal(size=(8, 4, 4, 5)) + rng.normal(size=(8, 1, 1, 5)) + offset
+  x, weights = np.float32(x), rng.normal(size=x.shape).astype(np.float32)
+  layer = head.BatchNorm(5)
+  variables = layer.init(jax.random.key(0), x, True)
+
+  def gradients(shards):
+    def loss(params, x):
+      variables_then = {**variables, "params": params}
+      y, updated = layer.apply(variables_then, x, True, groups, shards, mutable=["batch_stats"])
+      return (y * weights).sum(), (y, updated["batch_stats"])
+
+    found, (y, running) = jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+    return running, (y, found)
+
+  (want_running, want), (running, got) = gradients(1), gradients(shards)
+  for name in ("mean", "var"):
+    np.testing.assert_allclose(running[name], want_running[name], rtol=1e-6)
+  # A mean of 100 is known to 1e-5 at best.
+  tolerance = 3e-5 if offset else 1e-6
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, 10 * tolerance), got, want)
+  rows = x.astype(np.float64).reshape(groups, -1, 5)
+  var = rows.var(axis=1, ddof=1).mean(axis=0)
+  np.testing.assert_allclose(running["var"], 0.9 + 0.1 * var, rtol=1e-6)
+
+
+def test_devices_talk_once_a_row_of_layers():
+  if len(jax.devices()) < 4:
+    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
+  mesh = sharding.make_mesh(jax.devices()[:4])
+  module = head.CenterHead(16, jnp.dtype("float32"))
+  features = np.random.default_rng(0).normal(size=(8, 4, 4, 12)).astype(np.float32)
+  variables = jax.device_put(
+    module.init(jax.random.key(0), features, False), sharding.replicated(mesh)
+  )
+  placed = sharding.put_batch(mesh, {"features": features})["features"]
+
+  def messages(groups, shards):
+    """Return the numbers of collectives of the head, forwards and with the gradient of features."""
+
+    def forward(features):
+      return module.apply(variables, features, True, groups, shards, mutable=["batch_stats"])
+
+    def both(features):
+      maps, pullback, updated = jax.vjp(forward, features, has_aux=True)
+      return maps, updated, pullback(maps)
+
+    texts = [jax.jit(f).lower(placed).compile().as_text() for f in (forward, both)]
+    assert not re.search(r"all-gather|all-to-all|collective-permute", "".join(texts))
+    return [len(re.findall(r" all-reduce(?:-start)?\(", text)) for text in texts]
+
+  assert messages(1, 4) == messages(2, 4) == [4, 8]
+  # Only what the running statistics take of them.
+  assert messages(4, 4) == messages(8, 4) == [1, 1]
+  assert min(messages(1, 1)) > 12
 
 
 def test_boxes_decode_at_the_first_maximum():

@@ -242,6 +242,21 @@ def test_the_next_batch_travels_while_a_step_runs(tmp_path, start, monkeypatch):
   assert steps[6][0] == "read"
 
 
+@pytest.mark.parametrize(("batch_norm", "groups"), [("global", 1), ("device", 2)])
+def test_batch_norm_is_told_of_the_devices(tmp_path, start, monkeypatch, batch_norm, groups):
+  if len(jax.devices()) < 2:
+    pytest.skip("this test needs 2 devices")
+
+  def stop(*arguments, batch_norm_groups, batch_norm_shards, **options):
+    raise InterruptedError(batch_norm_groups, batch_norm_shards)
+
+  monkeypatch.setattr(loop.step_lib, "make_train_step", stop)
+  settings = dataclasses.replace(QUICK, batch_norm=batch_norm)
+  with pytest.raises(InterruptedError) as stopped:
+    train(tmp_path, start, Batches(), settings, devices=2)
+  assert stopped.value.args == (groups, 2)
+
+
 def test_epochs_hold_whole_batches_only():
   assert loop.LoopSettings().steps_per_epoch == 468
 

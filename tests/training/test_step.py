@@ -1,5 +1,7 @@
 """The training step's numbers are the official code's, and one device equals four."""
 
+import re
+
 import jax
 import numpy as np
 import optax
@@ -40,10 +42,10 @@ def _batch(size=8, seed=0):
   }
 
 
-def _small_step(model=SMALL):
+def _small_step(model=SMALL, **options):
   optimizer = make_optimizer(OptimizerSettings(), steps_per_epoch=10)
   state = create_state(init_variables(SMALL, 0), optimizer, seed=1)
-  return step_lib.make_train_step(model, optimizer, LossWeights()), state
+  return step_lib.make_train_step(model, optimizer, LossWeights(), **options), state
 
 
 def _golden_run(golden, **fields):
@@ -201,15 +203,21 @@ def test_accumulated_gradients_are_the_mean_of_the_parts():
     np.testing.assert_allclose(got, mean, atol=1e-5 * scale)
 
 
-def test_no_device_gathers_what_others_hold():
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_no_device_gathers_what_others_hold(accumulate):
   if len(jax.devices()) < 4:
     pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
-  train_step, state = _small_step()
   mesh = sharding.make_mesh(jax.devices()[:4])
-  placed = jax.device_put(state, sharding.replicated(mesh))
-  compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
-  text = compiled.lower(placed, sharding.put_batch(mesh, _batch())).compile().as_text()
-  assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
+  messages = []
+  for shards in (1, 4):
+    train_step, state = _small_step(accumulate=accumulate, batch_norm_shards=shards)
+    placed = jax.device_put(state, sharding.replicated(mesh))
+    compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
+    text = compiled.lower(placed, sharding.put_batch(mesh, _batch())).compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
+    messages.append(len(re.findall(r" all-reduce(?:-start)?\(", text)))
+  # BatchNorm's 8; the gradients, the metrics, and the share of positive cells travel anyway.
+  assert messages[1] <= 8 + 4 and messages[0] > messages[1] + 20
 
 
 def test_batches_that_do_not_divide_are_refused():
@@ -217,6 +225,10 @@ def test_batches_that_do_not_divide_are_refused():
     _one_step(_batch(), accumulate=3)
   with pytest.raises(ValueError, match=r"batch_norm_groups 3 must divide"):
     _one_step(_batch(), batch_norm_groups=3)
+  with pytest.raises(ValueError, match=r"batch_norm_shards 3 must divide .* 8 pairs"):
+    _one_step(_batch(), batch_norm_shards=3)
+  with pytest.raises(ValueError, match=r"groups 3 and batch_norm_shards 2: one must be a multiple"):
+    _one_step(_batch(6), batch_norm_groups=3, batch_norm_shards=2)
 
 
 def test_batch_norm_of_two_groups_is_that_of_two_batches():
@@ -231,12 +243,15 @@ def test_batch_norm_of_two_groups_is_that_of_two_batches():
   assert abs(_one_step(batch, 0.0)[2]["loss"] - whole[2]["loss"]) > 1e-5
 
 
-def test_one_device_equals_four():
-  train_step, state = _small_step()
+@pytest.mark.parametrize(
+  "options", [{}, dict(batch_norm_groups=2), dict(batch_norm_groups=4), dict(accumulate=2)]
+)
+def test_one_device_equals_four(options):
   results = {}
   for count in (1, 4):
     if len(jax.devices()) < count:
       pytest.skip(f"this test compares 1 and 4 devices; here are {len(jax.devices())}")
+    train_step, state = _small_step(batch_norm_shards=count, **options)
     mesh = sharding.make_mesh(jax.devices()[:count])
     placed = jax.device_put(state, sharding.replicated(mesh))
     compiled = jax.jit(train_step, out_shardings=sharding.replicated(mesh))
