@@ -105,7 +105,7 @@ def test_time_limit_counts_the_parts_of_a_run_together(tmp_path, start):
   notes = checkpoint.read_notes(tmp_path, 2)
   # The first of the two steps compiled.
   assert 0 < notes["seconds_trained"] < 1
-  over = dataclasses.replace(QUICK, max_minutes=notes["seconds_trained"] / 60)
+  over = dataclasses.replace(QUICK, max_minutes=0.9 * notes["seconds_trained"] / 60)
   assert int(train(tmp_path, start, Batches(fail_at=2), over).step) == 2
 
 
