@@ -11,7 +11,8 @@ from ostrack_jax.evaluation.videos import Video
 
 
 class Tracked(Protocol):
-  """What tracking a sequence gives: boxes_xywh [n, 4] pixels, scores and seconds [n], a row a frame."""
+  """What tracking a sequence gives: boxes_xywh [n, 4] pixels, scores and seconds [n], a row a frame, or the
+  seconds of all."""
 
   @property
   def boxes_xywh(self) -> np.ndarray: ...
@@ -20,7 +21,7 @@ class Tracked(Protocol):
   def scores(self) -> np.ndarray: ...
 
   @property
-  def seconds(self) -> np.ndarray: ...
+  def seconds(self) -> np.ndarray | float: ...
 
 
 # Tracks one sequence, calling what it is given after every frame.

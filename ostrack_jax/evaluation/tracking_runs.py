@@ -9,12 +9,10 @@ Starts jax when imported, so the command imports it only where something is trac
 import contextlib
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
 from ostrack_jax.evaluation import one_pass
 from ostrack_jax.evaluation.run_folder import TrackedSequence, checkpoint_digest
@@ -98,7 +96,7 @@ class _OneByOne:
   def __init__(self, checkpoint, videos, total, options: Options, settings):
     del total
     self.videos: Sequence[Video] = videos
-    self.settings: dict[str, Any] = settings | {"one_by_one": True}
+    self.settings: dict[str, Any] = settings | {"one_by_one": options.one_by_one}
     self._tracker = Tracker(checkpoint)
     self._options = options
 
@@ -110,62 +108,40 @@ class _OneByOne:
     """Return what timing.json says of the whole run."""
     return {"seconds_are": "of the tracker for each frame, reading and decoding not counted"}
 
-  def _track_one(self, video: Video, progress: Callable[[], object]) -> engine.SequenceResult:
+  def _track_images(self, video: Video, images, progress=None) -> engine.SequenceResult:
     tracker = self._tracker
     if self._options.teacher_forced:
       tracker = engine.TeacherForced(tracker, video.boxes_xywh)
-    threads = self._options.threads or len(os.sched_getaffinity(0))
-    images = lane.decoded_ahead(video.frames, threads)
     return engine.track_sequence(tracker, images, video.boxes_xywh[0], progress)
+
+  def _track_one(self, video: Video, progress: Callable[[], object]) -> engine.SequenceResult:
+    threads = self._options.threads or len(os.sched_getaffinity(0))
+    with contextlib.closing(lane.decoded_ahead(video.frames, threads)) as images:
+      return self._track_images(video, images, progress)
 
   def _warm_up(self, videos: Sequence[Video]) -> None:
     """Track a frame twice, so that no sequence's time holds the compilation."""
     for video in videos:
       try:
         (frame,) = lane.decoded_ahead(video.frames[:1], 1)
-        engine.track_sequence(self._tracker, [frame, frame], video.boxes_xywh[0])
+        self._track_images(video, [frame, frame])
         return
       except (ValueError, OSError):
         continue  # The sequence reports it when it is its turn.
 
 
-class _Followed:
-  """One sequence, whose frames are on their way to the device while it works on those before."""
+class _Followed(_OneByOne):
+  """With a sequence's frames on their way to the device while it works on those before."""
 
   def __init__(self, checkpoint, videos, total, options: Options, settings):
-    del total
-    self.videos: Sequence[Video] = videos
-    self.settings: dict[str, Any] = settings | {
-      "one_by_one": False,
-      "batch_size": 1,
-      "cut_on_device": True,
-    }
-    self._tracker = Tracker(checkpoint)
-    self._threads = options.threads or len(os.sched_getaffinity(0))
-
-  def track(self, unfinished, progress):
-    for video in unfinished:
-      began = time.perf_counter()
-      boxes_xywh, scores = np.empty((0, 4)), np.empty(0)
-      error = None
-      try:
-        with contextlib.closing(lane.decoded_ahead(video.frames, self._threads)) as images:
-          boxes_xywh, scores = engine.follow_sequence(
-            self._tracker, images, video.boxes_xywh[0], lambda: progress(1)
-          )
-      except Exception as raised:
-        error = raised
-      yield TrackedSequence(
-        video=video,
-        boxes_xywh=boxes_xywh,
-        scores=scores,
-        seconds=time.perf_counter() - began,
-        error=error,
-      )
+    super().__init__(checkpoint, videos, total, options, settings | {"cut_on_device": True})
 
   def timing(self) -> dict[str, Any]:
     """Return what timing.json says of the whole run."""
-    return {"seconds_are": "of the sequence from start to end, compilation included"}
+    return {"seconds_are": "of the sequence from start to end"}
+
+  def _track_images(self, video, images, progress=None):
+    return engine.follow_sequence(self._tracker, images, video.boxes_xywh[0], progress)
 
 
 class _InLanes:

@@ -153,9 +153,6 @@ class ConvBlock(nn.Module):
     )
     self.bn = BatchNorm(self.features)
 
-  def convolve(self, x):
-    return self.conv(x)
-
 
 class CenterHead(nn.Module):
   """Three branches of four convolution blocks and a 1 x 1 convolution.
@@ -187,7 +184,7 @@ class CenterHead(nn.Module):
         )
         for branch in BRANCHES
       ]
-      convolved = [block.convolve(x) for block, x in zip(blocks, row)]
+      convolved = [block.conv(x) for block, x in zip(blocks, row)]
       norms = [block.bn for block in blocks]
       row = [nn.relu(x) for x in normalise_row(norms, convolved, train, groups, shards)]
     maps = {}

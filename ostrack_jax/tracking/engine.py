@@ -16,6 +16,7 @@ from ostrack_jax.tracking.tracker import TrackResult
 
 _FRAMES_AHEAD = 4
 _END: Any = object()
+_NO_FRAMES = "the sequence has no frames; at least the one with init_box_xywh is needed"
 
 
 class FrameTracker(Protocol):
@@ -91,12 +92,12 @@ class SequenceResult:
   Attributes:
     boxes_xywh: [n, 4] float64 pixels.
     scores: [n] float64.
-    seconds: [n] float64 spent in the tracker, reading not counted.
+    seconds: [n] float64 spent in the tracker, reading not counted; of follow_sequence the time of all.
   """
 
   boxes_xywh: np.ndarray
   scores: np.ndarray
-  seconds: np.ndarray
+  seconds: np.ndarray | float
 
 
 def read_ahead(frames: Iterable[np.ndarray], depth: int = _FRAMES_AHEAD) -> Generator[np.ndarray]:
@@ -145,7 +146,7 @@ def track_frames(
         raise ValueError(f"frame {index}: {error}") from error
       yield TrackedFrame(image, box, score, time.perf_counter() - start)
   if index < 0:
-    raise ValueError("the sequence has no frames; at least the one with init_box_xywh is needed")
+    raise ValueError(_NO_FRAMES)
 
 
 def track_sequence(
@@ -175,20 +176,16 @@ def follow_sequence(
   frames: Iterable[np.ndarray],
   init_box_xywh,
   progress: Callable[[], object] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> SequenceResult:
   """Track a sequence as track_sequence does, with the next frames on their way to the device.
 
-  Args:
-    tracker, frames, init_box_xywh, progress: as for track_sequence, which also says what is raised.
-
-  Returns:
-    Boxes and scores as in SequenceResult. There are no times: several frames are worked on at once.
+  Several frames are worked on at once, so there is no more than a time of all, reading included.
   """
+  began = time.perf_counter()
   images = iter(frames)
   first = next(images, None)
   if first is None:
-    raise ValueError("the sequence has no frames; at least the one with init_box_xywh is needed")
-  index = 0
+    raise ValueError(_NO_FRAMES)
   boxes_xywh, scores = [], []
   try:
     tracker.init(first, init_box_xywh)
@@ -196,9 +193,8 @@ def follow_sequence(
     for result in itertools.chain([start], tracker.follow(images)):
       boxes_xywh.append(result.box_xywh)
       scores.append(result.score)
-      index += 1
       if progress is not None:
         progress()
   except ValueError as error:
-    raise ValueError(f"frame {index}: {error}") from error
-  return np.stack(boxes_xywh), np.array(scores)
+    raise ValueError(f"frame {len(boxes_xywh)}: {error}") from error
+  return SequenceResult(np.stack(boxes_xywh), np.array(scores), time.perf_counter() - began)

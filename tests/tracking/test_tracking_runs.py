@@ -67,13 +67,13 @@ def test_lanes_and_one_by_one_find_the_same(checkpoint, videos, teacher_forced):
 
 
 def test_a_single_sequence_is_followed_where_the_device_cuts(checkpoint, videos, monkeypatch):
-  _, (want, *_), _ = _listed(run(checkpoint, videos[1:2], one_by_one=True))
+  _, want, _ = run(checkpoint, videos[1:2], one_by_one=True)
   lanes, _, _ = run(checkpoint, videos[1:2])
   monkeypatch.setattr(tracking_runs, "PLATFORMS_THAT_CUT", ("cpu",))
-  followed, (got, *_), steps = _listed(run(checkpoint, videos[1:2]))
-  np.testing.assert_allclose(got.boxes_xywh, want.boxes_xywh, atol=1e-3)
-  np.testing.assert_allclose(got.scores, want.scores, atol=1e-5)
-  assert steps == 6 and isinstance(got.seconds, float)
+  followed, got, steps = run(checkpoint, videos[1:2])
+  np.testing.assert_allclose(got["v1"].boxes_xywh, want["v1"].boxes_xywh, atol=1e-3)
+  np.testing.assert_allclose(got["v1"].scores, want["v1"].scores, atol=1e-5)
+  assert steps == 6 and isinstance(got["v1"].seconds, float)
   # A run that goes on elsewhere, where lanes would cut on the host, is another run.
   assert followed.settings["cut_on_device"] and followed.settings != lanes.settings
   # More than one sequence, a batch that was asked for, and given boxes are for the lanes.
@@ -89,20 +89,18 @@ def test_a_single_sequence_is_followed_where_the_device_cuts(checkpoint, videos,
 def test_what_ends_a_followed_sequence_is_told_with_its_frame(checkpoint, videos, monkeypatch):
   monkeypatch.setattr(tracking_runs, "PLATFORMS_THAT_CUT", ("cpu",))
   video = videos[1]
+
+  def error(video):
+    _, found, _ = run(checkpoint, [video])
+    return str(found["v1"].error)
+
   cv2.imwrite(str(video.frames[3]), np.zeros((50, 60, 3), np.uint8))
-  _, (one,), _ = _listed(run(checkpoint, [video]))
-  assert "frame 3: frame of 60 x 50 pixels follows frames of" in str(one.error)
-  cv2.imwrite(str(video.frames[0]), np.zeros((5, 6, 3), np.uint8))
-  _, (one,), _ = _listed(run(checkpoint, [video]))
-  assert "frame 0: frame of 6 x 5 pixels is too small" in str(one.error)
+  assert "frame 3: frame of 60 x 50 pixels follows frames of" in error(video)
   video.frames[2].write_bytes(b"broken")
-  _, (one,), _ = _listed(run(checkpoint, [dataclasses.replace(video, frames=())]))
-  assert "the sequence has no frames" in str(one.error)
-
-
-def _listed(ran):
-  planned, found, steps = ran
-  return planned, list(found.values()), steps
+  assert "frame 2: " in error(video) and "1-2.png is not a readable image" in error(video)
+  cv2.imwrite(str(video.frames[0]), np.zeros((5, 6, 3), np.uint8))
+  assert "frame 0: frame of 6 x 5 pixels is too small" in error(video)
+  assert "the sequence has no frames" in error(dataclasses.replace(video, frames=()))
 
 
 def test_forced_and_free_runs_differ(checkpoint, videos):
