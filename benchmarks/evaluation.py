@@ -2,15 +2,14 @@
 
   python -m benchmarks.evaluation --output=evaluation.json
   python -m benchmarks.evaluation --fake_network          (what the host alone can do)
-  python -m benchmarks.evaluation --checkpoint=PATH --root=DIR --compare_dtypes
+  python -m benchmarks.evaluation --checkpoint=PATH --dataset=otb --root=DIR --allow_missing
 
 Without --root it makes 1280 x 720 JPEG frames of procedural video, and without --checkpoint it takes random
 weights; search regions are cut around given boxes, so that they have the size that they have in tracking.
 Its frames have 0.75 bits a pixel, as many as a clip of LaSOT. On a GPU a sequence alone is followed, as
 evaluation does it; its search regions are then cut where random weights say.
 Two floors are measured apart: decoding with all threads, and the network on a batch that lies on the device.
-The ratio is frames a second end to end over the lower floor. With --compare_dtypes bfloat16 stands against
-float32 on annotated sequences: mean overlap and boxes from the same boxes, and success of free runs.
+The ratio is frames a second end to end over the lower floor.
 """
 
 import concurrent.futures
@@ -29,15 +28,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from ostrack_jax import Tracker, boxes, command_line, loading
-from ostrack_jax.evaluation import benchmarks, report, tracking_runs
+from ostrack_jax import Tracker, command_line, loading
+from ostrack_jax.evaluation import benchmarks, tracking_runs
 from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import engine, lane, lanes, sharing
 from ostrack_jax.tracking import frames as frame_files
 from ostrack_jax.tracking.lane import LaneSequence
-from ostrack_jax.tracking.tracker import locate
+from ostrack_jax.tracking.tracker import locate, remember
 from ostrack_jax.tracking.weights import prepare
 from ostrack_jax.training.state import init_variables
 
@@ -56,7 +55,6 @@ flags.DEFINE_enum("dataset", "folder", sorted(benchmarks.BENCHMARKS), "Layout of
 flags.DEFINE_list("only", None, "Only these sequences of --root.", flag_values=FLAGS)
 flags.DEFINE_bool("allow_missing", False, "Leave out incomplete ones of --root.", flag_values=FLAGS)
 flags.DEFINE_bool("fake_network", False, "Answer without computing.", flag_values=FLAGS)
-flags.DEFINE_bool("compare_dtypes", False, "bfloat16 against float32.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
 _DISTINCT_FRAMES = 60
@@ -145,6 +143,7 @@ def network_floor(network: loading.Checkpoint, batch_size: int) -> float:
     mask = np.ones((batch_size, (model.template_size // candidates.PATCH_SIZE) ** 2), bool)
   weights = jax.device_put(prepare(model, network.variables))
   window = jax.device_put(head.hann_window(model.search_grid))
+  images[0] = remember(model, weights, images[0])
 
   def step():
     return locate(model, weights, *images, window, mask)
@@ -257,59 +256,6 @@ def measure(sequences: Sequence[LaneSequence], threads: int) -> dict[str, Any]:
   return measured
 
 
-def compare_dtypes(videos: Sequence[benchmarks.Video], threads: int) -> dict[str, Any]:
-  """Compare bfloat16 with float32 on annotated sequences; see the module's first lines."""
-  compared: dict[str, Any] = {}
-  forced_boxes = {}
-  for dtype in ("float32", "bfloat16"):
-    tracker = lanes.LaneTracker(
-      open_network(dtype),
-      batch_size=-(-min(FLAGS.batch_size, len(videos)) // jax.local_device_count())
-      * jax.local_device_count(),
-      threads=threads,
-    )
-    found = {}
-    for forced in (True, False):
-      sequences = [_sequence(v.name, v.frames, v.boxes_xywh, forced) for v in videos]
-      plan = sharing.plan_lanes(sequences, [len(v.frames) for v in videos], tracker.lanes)
-      runs = {run.sequence.name: run for run in tracker.track(plan)}
-      failed = next((run for run in runs.values() if run.error is not None), None)
-      if failed is not None:
-        raise ValueError(f"sequence {failed.sequence.name}: {failed.error}")
-      found[forced] = {v.name: runs[v.name].boxes_xywh for v in videos}
-    forced_boxes[dtype] = np.concatenate([found[True][v.name][1:] for v in videos])
-    overlaps = np.concatenate([_overlaps(found[True][v.name], v.boxes_xywh) for v in videos])
-    summary = report.score(found[False], {v.name: v.boxes_xywh for v in videos}, rule="visible")
-    compared[dtype] = {
-      "forced_mean_iou": float(overlaps.mean()),
-      "free_success_auc": {
-        name: one.measures["success_auc"] for name, one in summary.sequences.items()
-      },
-    }
-  full, half = compared["float32"], compared["bfloat16"]
-  compared["forced_mean_iou_difference"] = half["forced_mean_iou"] - full["forced_mean_iou"]
-  print(
-    f"mean IoU from annotated boxes: float32 {full['forced_mean_iou']:.4f}, "
-    f"bfloat16 {half['forced_mean_iou']:.4f}, difference {compared['forced_mean_iou_difference']:+.4f}"
-  )
-  # Of every frame the coordinate that differs most.
-  apart = np.abs(forced_boxes["bfloat16"] - forced_boxes["float32"]).max(axis=1)
-  compared["forced_px"] = {"median": float(np.median(apart)), "99th percentile": float(np.percentile(apart, 99))}  # fmt: skip
-  print("boxes apart: " + ", ".join(f"{n} {px:.3f} px" for n, px in compared["forced_px"].items()))
-  print(f"{'success of free runs':<24}{'float32':>9}{'bfloat16':>9}")
-  for name, value in full["free_success_auc"].items():
-    print(f"{name:<24}{value:>9.4f}{half['free_success_auc'][name]:>9.4f}")
-  return compared
-
-
-def _overlaps(found_xywh: np.ndarray, truth_xywh: np.ndarray) -> np.ndarray:
-  # Row 0 is the given box.
-  found_xywh, truth_xywh = found_xywh[1:], truth_xywh[1:]
-  usable = np.isfinite(truth_xywh).all(axis=1) & (truth_xywh[:, 2:] > 0).all(axis=1)
-  pair = (boxes.xywh_to_xyxy(one[usable]) for one in (found_xywh, truth_xywh))
-  return boxes.iou(*pair)
-
-
 def main(argv: list[str]) -> None:
   """Measure, print, and write what --output names."""
   del argv
@@ -320,7 +266,6 @@ def main(argv: list[str]) -> None:
   # Its own threads would fight with ours over the cores.
   cv2.setNumThreads(1)
   with tempfile.TemporaryDirectory() as temporary:
-    videos = []
     if FLAGS.root:
       videos = benchmarks.select(
         benchmarks.BENCHMARKS[FLAGS.dataset],
@@ -329,15 +274,9 @@ def main(argv: list[str]) -> None:
         allow_missing=FLAGS.allow_missing,
       ).videos
       sequences = [_sequence(v.name, v.frames, v.boxes_xywh, forced=True) for v in videos]
-    elif FLAGS.compare_dtypes:
-      raise SystemExit(
-        "benchmarks.evaluation: --compare_dtypes needs annotated sequences; give --root"
-      )
     else:
       sequences = procedural_sequences(pathlib.Path(temporary), FLAGS.sequences, FLAGS.frames)
-    measured = (
-      compare_dtypes(videos, threads) if FLAGS.compare_dtypes else measure(sequences, threads)
-    )
+    measured = measure(sequences, threads)
   if FLAGS.output:
     settings = {name: FLAGS[name].value for name in FLAGS if name != "help"}
     text = json.dumps(about | {"settings": settings} | measured, indent=2)

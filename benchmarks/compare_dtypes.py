@@ -1,0 +1,210 @@
+"""Compare computing in bfloat16 with float32 on annotated sequences.
+
+  python -m benchmarks.compare_dtypes --checkpoint=PATH --dataset=otb,folder --root=OTB,LaSOT --allow_missing
+
+Every frame's search region is cut around the annotated box before it, so that both types see the same
+pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. Then
+both track freely. Several data sets are one pool of frames.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from absl import flags
+
+from ostrack_jax import boxes, command_line, loading
+from ostrack_jax.evaluation import benchmarks, report
+from ostrack_jax.evaluation.results import write_text
+from ostrack_jax.models import head
+from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
+from ostrack_jax.tracking import frames, lanes, motion, sharing
+from ostrack_jax.tracking.cutting import cut_search, cut_template, starting_boxes
+from ostrack_jax.tracking.lane import LaneSequence
+from ostrack_jax.tracking.tracker import tracking_factors
+
+FLAGS = command_line.new_flags()
+flags.DEFINE_string("checkpoint", None, "Trained weights.", required=True, flag_values=FLAGS)
+flags.DEFINE_list("dataset", ["folder"], "Layout of each --root.", flag_values=FLAGS)
+flags.DEFINE_list("root", None, "Folders of real sequences.", required=True, flag_values=FLAGS)
+flags.DEFINE_bool("allow_missing", False, "Leave out incomplete sequences.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 32, "Frames at a time.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
+
+DTYPES = ("float32", "bfloat16")
+
+
+def find_videos() -> list[benchmarks.Video]:
+  """Return the sequences of all roots.
+
+  Raises:
+    SystemExit: not one data set a root, an unknown one, or two sequences of one name.
+  """
+  unknown = set(FLAGS.dataset) - set(benchmarks.BENCHMARKS)
+  if unknown or len(FLAGS.dataset) != len(FLAGS.root):
+    raise SystemExit(
+      f"benchmarks.compare_dtypes: --dataset {FLAGS.dataset} must name one of "
+      f"{', '.join(sorted(benchmarks.BENCHMARKS))} for each --root, of which there are {len(FLAGS.root)}"
+    )
+  videos = [
+    video
+    for dataset, root in zip(FLAGS.dataset, FLAGS.root)
+    for video in benchmarks.select(
+      benchmarks.BENCHMARKS[dataset], pathlib.Path(root), allow_missing=FLAGS.allow_missing
+    ).videos
+  ]
+  if len({video.name for video in videos}) < len(videos):
+    raise SystemExit("benchmarks.compare_dtypes: two sequences have one name; compare them apart")
+  return videos
+
+
+def crops(
+  model: OSTrack, factors: tuple[float, float], video: benchmarks.Video
+) -> tuple[list[tuple], tuple[int, int]]:
+  """Return of each frame but the first template, search crop, crop pixels per frame pixel, and the box
+  that it was cut around; and the frames' (height, width)."""
+  search_factor, template_factor = factors
+  first = frames.read_image(video.frames[0])
+  template, _, _, size = cut_template(
+    first, video.boxes_xywh[0], model.template_size, template_factor
+  )
+  starts = starting_boxes(video.boxes_xywh, size)
+  rows = []
+  for path, start in zip(video.frames[1:], starts):
+    image = frames.read_image(path)
+    search, resize_factor = cut_search(image, start, model.search_size, search_factor, size)
+    rows.append((template, search, resize_factor, start))
+  return rows, size
+
+
+def kept(removed: Sequence[np.ndarray], cells: int) -> np.ndarray:
+  """Return [stages, b, cells] bool: the search tokens that are left after each stage."""
+  left = np.ones((len(removed[0]), cells), bool)
+  stages = []
+  for indices in removed:
+    left = left.copy()
+    np.put_along_axis(left, indices, False, axis=1)
+    stages.append(left)
+  return np.array(stages)
+
+
+def forward(network: loading.Checkpoint) -> Callable:
+  """Return the jitted step from crops to boxes [b, 4] at the windowed map's maximum, as tracking takes them, and removed tokens."""
+  variables = jax.device_put(network.variables)
+  window = head.hann_window(network.model.search_grid)[None, :, :, None]
+
+  @jax.jit
+  def run(variables, template, search):
+    images = (normalise_images(template), normalise_images(search))
+    output = cast(OSTrackOutput, network.model.apply(variables, *images))
+    windowed = output.score_map * window
+    return head.decode_boxes(windowed, output.size_map, output.offset_map), output.removed
+
+  return functools.partial(run, variables)
+
+
+def from_annotated_boxes(
+  networks: dict[str, loading.Checkpoint], videos: Sequence[benchmarks.Video]
+) -> dict[str, Any]:
+  """Compare what both types say of the same crops."""
+  model = networks["float32"].model
+  factors = tracking_factors(networks["float32"])
+  run = {name: forward(network) for name, network in networks.items()}
+  found: dict[str, list] = {name: [] for name in networks}
+  overlaps: dict[str, list] = {name: [] for name in networks}
+  common: list[np.ndarray] = []
+  for video in videos:
+    rows, size = crops(model, factors, video)
+    truth = np.asarray(video.boxes_xywh[1:], float)
+    usable = np.isfinite(truth).all(axis=1) & (truth[:, 2:] > 0).all(axis=1)
+    in_frame: dict[str, list] = {name: [] for name in networks}
+    for first in range(0, len(rows), FLAGS.batch_size):
+      part = rows[first : first + FLAGS.batch_size]
+      # One shape for every batch.
+      padded = part + part[-1:] * (FLAGS.batch_size - len(part))
+      templates, searches = (np.stack([row[column] for row in padded]) for column in (0, 1))
+      sets = {}
+      for name in networks:
+        boxes_cxcywh, removed = jax.device_get(run[name](templates, searches))
+        for (_, _, resize_factor, start), box in zip(part, boxes_cxcywh):
+          in_frame[name].append(
+            motion.next_box(box, start, resize_factor, model.search_size, *size)
+          )
+        sets[name] = kept(removed, model.search_grid**2)[:, : len(part)]
+      both = np.logical_and(*sets.values()).sum(axis=2)
+      common.append(both / sets["float32"].sum(axis=2))
+    for name in networks:
+      found[name] += in_frame[name]
+      pair = (boxes.xywh_to_xyxy(one[usable]) for one in (np.array(in_frame[name]), truth))
+      overlaps[name].append(boxes.iou(*pair))
+  # Of every frame the coordinate that differs most.
+  apart = np.abs(np.subtract(*(np.array(found[name]) for name in DTYPES))).max(axis=1)
+  means = {name: float(np.concatenate(overlaps[name]).mean()) for name in networks}
+  stages = np.concatenate(common, axis=1).mean(axis=1) if model.keep_ratios else np.ones(0)
+  return {
+    "frames": len(apart),
+    "mean_iou": means,
+    "mean_iou_difference": means["bfloat16"] - means["float32"],
+    "px_apart": {
+      "median": float(np.median(apart)),
+      "99th percentile": float(np.percentile(apart, 99)),
+    },
+    "kept_in_common_by_stage": [float(share) for share in stages],
+  }
+
+
+def free_runs(network: loading.Checkpoint, videos: Sequence[benchmarks.Video]) -> dict[str, float]:
+  """Track all sequences from their first boxes; return the success AUC of each."""
+  devices = jax.local_device_count()
+  tracker = lanes.LaneTracker(
+    network,
+    batch_size=-(-min(FLAGS.batch_size, len(videos)) // devices) * devices,
+    threads=len(os.sched_getaffinity(0)),
+  )
+  sequences = [
+    LaneSequence(name=v.name, frames=v.frames, init_box_xywh=v.boxes_xywh[0]) for v in videos
+  ]
+  plan = sharing.plan_lanes(sequences, [len(v.frames) for v in videos], tracker.lanes)
+  found = {}
+  for run in tracker.track(plan):
+    if run.error is not None:
+      raise ValueError(f"sequence {run.sequence.name}: {run.error}")
+    found[run.sequence.name] = run.boxes_xywh
+  summary = report.score(found, {v.name: v.boxes_xywh for v in videos}, rule="visible")
+  return {name: one.measures["success_auc"] for name, one in summary.sequences.items()}
+
+
+def main(argv: list[str]) -> None:
+  """Compare, print, and write what --output names."""
+  del argv
+  videos = find_videos()
+  networks = {dtype: loading.load(FLAGS.checkpoint, dtype=dtype) for dtype in DTYPES}
+  device = jax.local_devices()[0].device_kind
+  compared: dict[str, Any] = {"device": device, "jax": jax.__version__}
+  compared |= from_annotated_boxes(networks, videos)
+  print(f"{device}, jax {jax.__version__}; {compared['frames']} frames of {len(videos)} sequences")
+  means = ", ".join(f"{name} {value:.4f}" for name, value in compared["mean_iou"].items())
+  print(
+    f"mean IoU from annotated boxes: {means}, difference {compared['mean_iou_difference']:+.4f}"
+  )
+  print("boxes apart: " + ", ".join(f"{n} {px:.3f} px" for n, px in compared["px_apart"].items()))
+  shares = ", ".join(f"{share:.2%}" for share in compared["kept_in_common_by_stage"])
+  print(f"search tokens that both keep, after each stage: {shares}")
+  runs = {name: free_runs(network, videos) for name, network in networks.items()}
+  compared["free_success_auc"] = runs
+  print(f"{'success of free runs':<24}{'float32':>9}{'bfloat16':>9}")
+  for name in runs["float32"]:
+    print(f"{name:<24}{runs['float32'][name]:>9.4f}{runs['bfloat16'][name]:>9.4f}")
+  if FLAGS.output:
+    settings = {name: FLAGS[name].value for name in FLAGS if name != "help"}
+    text = json.dumps({"settings": settings} | compared, indent=2)
+    write_text(pathlib.Path(FLAGS.output), text + "\n")
+
+
+if __name__ == "__main__":
+  command_line.run(main, "benchmarks.compare_dtypes", FLAGS, __doc__)

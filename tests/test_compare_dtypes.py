@@ -1,0 +1,62 @@
+"""benchmarks.compare_dtypes: which tokens stay, and what two types say of the same frames."""
+
+import cv2
+import numpy as np
+import pytest
+
+from benchmarks import compare_dtypes
+from ostrack_jax import loading
+
+
+@pytest.fixture
+def root(tmp_path):
+  """A sequence of a bright patch that moves; the target is absent in the third frame."""
+  rng = np.random.default_rng(0)
+  folder = tmp_path / "videos" / "patch"
+  folder.mkdir(parents=True)
+  scene = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (320, 180))
+  rows = []
+  for number in range(6):
+    frame, x = scene.copy(), 60 + 8 * number
+    frame[70:110, x : x + 40] = 255
+    cv2.imwrite(str(folder / f"{number + 1:08d}.png"), frame)
+    rows.append("nan,nan,nan,nan" if number == 2 else f"{x},70,40,40")
+  (folder / "groundtruth.txt").write_text("\n".join(rows) + "\n")
+  return folder.parent
+
+
+def _flags(root):
+  compare_dtypes.FLAGS([
+    "compare_dtypes", "--checkpoint=ostrack_tiny", f"--root={root}", "--batch_size=4", "--dataset=folder"
+  ])  # fmt: skip
+
+
+def test_kept_are_those_that_no_stage_removed():
+  left = compare_dtypes.kept([np.array([[3], [0]]), np.array([[0, 1], [1, 3]])], 4)
+  assert left.tolist() == [
+    [[True, True, True, False], [False, True, True, True]],
+    [[False, False, True, False], [False, False, True, False]],
+  ]
+
+
+def test_a_type_agrees_with_itself_and_nearly_with_the_other(root):
+  _flags(root)
+  (video,) = compare_dtypes.find_videos()
+  full, half = (loading.load("ostrack_tiny", dtype=dtype) for dtype in compare_dtypes.DTYPES)
+  same = compare_dtypes.from_annotated_boxes({"float32": full, "bfloat16": full}, [video])
+  assert same["frames"] == 5
+  assert same["px_apart"] == {"median": 0.0, "99th percentile": 0.0}
+  assert same["kept_in_common_by_stage"] == [1.0, 1.0]
+  # The absent frame has no overlap to count: a box of NaN would make the mean NaN.
+  assert 0.3 < same["mean_iou"]["float32"] == same["mean_iou"]["bfloat16"] <= 1
+  other = compare_dtypes.from_annotated_boxes({"float32": full, "bfloat16": half}, [video])
+  assert 0 < other["px_apart"]["median"] < 2
+  assert 0.8 < other["kept_in_common_by_stage"][-1] <= 1
+  assert other["mean_iou"]["float32"] == same["mean_iou"]["float32"]
+  assert 0 < abs(other["mean_iou_difference"]) < 0.05
+
+
+def test_every_root_needs_its_data_set(root):
+  _flags(f"{root},{root}")
+  with pytest.raises(SystemExit, match="for each --root, of which there are 2"):
+    compare_dtypes.find_videos()
