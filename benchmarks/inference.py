@@ -32,7 +32,7 @@ from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import weights as weights_lib
-from ostrack_jax.tracking.tracker import locate
+from ostrack_jax.tracking.tracker import locate, remember
 from ostrack_jax.training import cost
 from ostrack_jax.training.state import init_variables
 
@@ -94,6 +94,7 @@ def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], obj
     for side in (model.template_size, model.search_size)
   )
   window = jax.device_put(head.hann_window(model.search_grid))
+  template = remember(model, weights, template)
   return lambda: jax.device_get(locate(model, weights, template, search, window))
 
 

@@ -30,6 +30,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.template_tokens = "centre_point"
   config.model.drop_path_rate = 0.1
   config.model.score_bias = ml_collections.config_dict.placeholder(float)
+  # Where template and search region meet: one_stream, or behind a two-stream backbone stark or swintrack,
+  # with so many encoder layers (None for the paper's).
+  config.model.relation = "one_stream"
+  config.model.relation_layers = ml_collections.config_dict.placeholder(int)
   config.model.dtype = "float32"
 
   config.tracker = ml_collections.ConfigDict()

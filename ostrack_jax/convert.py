@@ -111,6 +111,8 @@ def summarise(checkpoint: Checkpoint) -> str:
     "parameters": f"{parameters:,}",
     "source": f"{source['file']}, sha256 {source['sha256']}",
   }
+  if checkpoint.model.is_two_stream:
+    rows["relation"] = f"{checkpoint.model.relation}, {checkpoint.model.fusion_layers} layers"
   left_out = source.get("left_out") or []
   if left_out:
     more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""

@@ -30,11 +30,11 @@ class InitialWeights(NamedTuple):
 
 
 class _Found(NamedTuple):
-  """What a file or folder gives: a backbone that fits, and a trained head or None."""
+  """What a file or folder gives: a backbone that fits, and what is trained behind it, or None."""
 
   kind: str
   backbone: Mapping[str, Any]
-  head: Mapping[str, Any] | None
+  head: Mapping[str, Mapping[str, Any]] | None
   resampled: tuple[str, ...]
   left_out: tuple[str, ...]
 
@@ -74,16 +74,16 @@ def read_initial_weights(
     "batch_stats": random_variables["batch_stats"],
   }
   if found.head is not None:
-    start["params"]["box_head"] = found.head["params"]
-    start["batch_stats"] = {"box_head": found.head["batch_stats"]}
+    start["params"] |= found.head["params"]
+    start["batch_stats"] = found.head["batch_stats"]
   names.check_variables(start, model, str(path))
-  return InitialWeights(jax.tree.map(jnp.asarray, start), _summarise(path, found))
+  return InitialWeights(jax.tree.map(jnp.asarray, start), _summarise(path, found, model))
 
 
 def _read_folder(path: str | os.PathLike, model: OSTrack) -> _Found:
   checkpoint = loading.load(path)
   theirs, complete = checkpoint.model, checkpoint.description.get("complete", True)
-  channels = theirs.head_channels if complete else None
+  channels = theirs.head_channels if complete and _relate_alike(theirs, model) else None
   _check_network(path, theirs.dimensions(), channels, model)
   kind = checkpoint.description.get("source", {}).get("kind", "ostrack")
   return _found_in(path, kind, checkpoint.variables, theirs, complete, model)
@@ -97,12 +97,18 @@ def _read_file(path: str | os.PathLike, model: OSTrack) -> _Found:
     found = names.torch_dimensions(weights.state, source)
     sizes = {"width": found.width, "depth": found.depth}
     sizes["num_heads"] = written["model"].get("num_heads")
-    _check_network(path, sizes, found.head_channels if complete else None, model)
+    # Which candidates it eliminates changes none of its tensors.
     theirs = model.clone(
       template_size=found.template_size,
       search_size=found.search_size,
       head_channels=found.head_channels,
+      relation=found.relation,
+      relation_layers=found.relation_layers or None,
+      elimination_layers=(),
+      keep_ratios=(),
     )
+    channels = found.head_channels if complete and _relate_alike(theirs, model) else None
+    _check_network(path, sizes, channels, model)
     variables = names.variables_from_torch(weights.state, theirs, source)
     return _found_in(path, "ostrack", variables, theirs, complete, model)
   width, depth = pretrained.encoder_dimensions(weights.state, source)
@@ -144,10 +150,16 @@ def _found_in(
     if size != other:
       backbone[name] = position_tables.resample(backbone[name], size // PATCH_SIZE)
   head = None
-  if complete:
-    head = {name: variables[name]["box_head"] for name in ("params", "batch_stats")}
+  # What another relation has learnt behind its backbone has no place here.
+  if complete and _relate_alike(theirs, model):
+    behind = {name: tree for name, tree in variables["params"].items() if name != "backbone"}
+    head = {"params": behind, "batch_stats": variables["batch_stats"]}
   grids = tuple(size // PATCH_SIZE for size in _sizes(theirs))
   return _Found(kind, backbone, head, tuple(_resampled_grids(grids, model)), ())
+
+
+def _relate_alike(theirs: OSTrack, model: OSTrack) -> bool:
+  return (theirs.relation, theirs.fusion_layers) == (model.relation, model.fusion_layers)
 
 
 def _sizes(model: OSTrack) -> tuple[int, int]:
@@ -191,16 +203,17 @@ def _words(sizes: Mapping[str, int]) -> str:
   return ", ".join(f"{name} {sizes[name]}" for name in sizes)
 
 
-def _summarise(path: str | os.PathLike, found: _Found) -> str:
+def _summarise(path: str | os.PathLike, found: _Found, model: OSTrack) -> str:
+  behind = f"{model.relation} and head" if model.is_two_stream else "head"
   loaded = jax.tree.leaves(found.backbone)
   loaded += [] if found.head is None else jax.tree.leaves(found.head["params"])
-  parts = "backbone" if found.head is None else "backbone and head"
+  parts = "backbone" if found.head is None else f"backbone and {behind}"
   rows = {
     "loaded": f"{parts}, {sum(leaf.size for leaf in loaded):,} parameters",
     "resampled": "; ".join(found.resampled),
     "left out": ", ".join(found.left_out[:4])
     + (f" and {len(found.left_out) - 4} more" if len(found.left_out) > 4 else ""),
-    "left random": "head (config.train.seed)" if found.head is None else "",
+    "left random": f"{behind} (config.train.seed)" if found.head is None else "",
   }
   lines = [f"initial weights: {os.fspath(path)} ({found.kind})"]
   return "\n".join(lines + [f"  {name}: {text}" for name, text in rows.items() if text])

@@ -143,7 +143,8 @@ def _model(
     raise ValueError(f"num_heads {num_heads} must be positive")
   sizes = dict(width=width, depth=depth, num_heads=num_heads)
   variant = next((name for name, known in VARIANTS.items() if known == sizes), "custom")
-  layers = elimination_layers(depth) if options.elimination else ()
+  is_two_stream = dimensions.relation != "one_stream"
+  layers = elimination_layers(depth) if options.elimination and not is_two_stream else ()
   fields = dict(
     variant=variant,
     **sizes,
@@ -152,6 +153,8 @@ def _model(
     head_channels=dimensions.head_channels,
     elimination_layers=layers,
     keep_ratios=(0.7,) * len(layers),
+    relation=dimensions.relation,
+    relation_layers=dimensions.relation_layers or None,
   )
   return description.build_model(fields, source)
 

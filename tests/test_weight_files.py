@@ -41,6 +41,8 @@ def test_an_official_file_tells_its_sizes_and_where_it_came_from(tmp_path):
     "template_tokens": "centre_point",
     "drop_path_rate": 0.1,
     "score_bias": None,
+    "relation": "one_stream",
+    "relation_layers": None,
     "dtype": "float32",
   }
   assert description["source"] == {

@@ -5,7 +5,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ostrack_jax.models import candidates, folded_head, head, vit
+from ostrack_jax.models import candidates, folded_head, head, stark, swintrack, vit
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
@@ -20,7 +20,7 @@ class OSTrackOutput(flax.struct.PyTreeNode):
     size_map: [b, F, F, 2] width and height as shares of the search crop, after the clamped sigmoid.
     offset_map: [b, F, F, 2] x and y offsets in cells, raw.
     boxes_cxcywh: [b, 4] decoded at the raw score map's maximum, in the unit square of the crop.
-    features: [b, Nz + Nx, d] template tokens, then search tokens with zeros where eliminated.
+    features: [b, Nz + Nx, d] the backbone's template tokens, then search tokens with zeros where eliminated.
     removed: a [b, k] int32 array per stage: search-grid cells eliminated there; with `keep_counts`
       padded with -1.
     attention: per layer asked for, [b, heads, t, Nz + Nx] float32 attention rows of the t chosen
@@ -36,8 +36,12 @@ class OSTrackOutput(flax.struct.PyTreeNode):
   attention: tuple[jax.Array, ...]
 
 
+# With the layers of their encoders, as in the paper.
+RELATIONS = {"one_stream": 0, "stark": stark.LAYERS, "swintrack": swintrack.LAYERS}
+
+
 class OSTrack(nn.Module):
-  """One-stream tracker, Ye et al. 2022.
+  """One-stream tracker, Ye et al. 2022, and the two-stream trackers that the paper aligns with it (Table 5).
 
   Attributes:
     variant: `ti`, `s`, `b`, `l`, or `custom` with width, depth and num_heads given.
@@ -49,6 +53,9 @@ class OSTrack(nn.Module):
     template_tokens: whose attention ranks candidates; one of candidates.TEMPLATE_TOKENS.
     drop_path_rate: of the last block; earlier blocks have less, linearly.
     score_bias: initial bias of the score branch; see head.CenterHead.
+    relation: where template and search region meet: `one_stream`, in the backbone; or, the backbone run on
+      each by itself, in what `stark` or `swintrack` puts behind it (stark.Stark, swintrack.SwinTrack).
+    relation_layers: of those two's encoder (and STARK's decoder); None for the paper's 6 and 4.
     dtype: compute type, `float32` or `bfloat16`; parameters stay float32.
     rematerialise: in training keep what enters the halves of blocks alone, and compute the rest anew in
       the backward pass: much less memory for a third more arithmetic. Changes no number.
@@ -66,6 +73,8 @@ class OSTrack(nn.Module):
   template_tokens: str = "centre_point"
   drop_path_rate: float = 0.1
   score_bias: float | None = None
+  relation: str = "one_stream"
+  relation_layers: int | None = None
   dtype: str = "float32"
   rematerialise: bool = False
 
@@ -113,6 +122,22 @@ class OSTrack(nn.Module):
       raise ValueError(
         f"template_tokens {self.template_tokens!r} is unknown; choose one of {', '.join(candidates.TEMPLATE_TOKENS)}"
       )
+    if self.relation not in RELATIONS:
+      raise ValueError(
+        f"relation {self.relation!r} is unknown; choose one of {', '.join(RELATIONS)}"
+      )
+    if self.is_two_stream and self.elimination_layers:
+      raise ValueError(
+        f"relation {self.relation!r} has no candidates to eliminate; set elimination_layers and keep_ratios to ()"
+      )
+    if self.relation_layers is not None and (not self.is_two_stream or self.relation_layers < 1):
+      raise ValueError(
+        f"relation_layers {self.relation_layers} must be positive, and None with relation one_stream"
+      )
+    if self.relation == "swintrack" and sizes["width"] % swintrack.NUM_HEADS:
+      raise ValueError(
+        f"width {sizes['width']} is not divisible by swintrack's {swintrack.NUM_HEADS} heads"
+      )
     if self.dtype not in DTYPES:
       raise ValueError(f"dtype {self.dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
 
@@ -121,6 +146,21 @@ class OSTrack(nn.Module):
     given = {"width": self.width, "depth": self.depth, "num_heads": self.num_heads}
     overrides = {name: value for name, value in given.items() if value is not None}
     return {**vit.VARIANTS.get(self.variant, {}), **overrides}
+
+  @property
+  def is_two_stream(self) -> bool:
+    """Whether the backbone sees template and search region apart."""
+    return self.relation != "one_stream"
+
+  @property
+  def fusion_layers(self) -> int:
+    """Encoder layers between a two-stream backbone and the head; 0 for one_stream."""
+    return self.relation_layers or RELATIONS[self.relation]
+
+  @property
+  def head_inputs(self) -> int:
+    """Channels that the head sees."""
+    return stark.CHANNELS if self.relation == "stark" else self.dimensions()["width"]
 
   @property
   def search_grid(self) -> int:
@@ -148,7 +188,29 @@ class OSTrack(nn.Module):
       dtype=dtype,
       rematerialise=self.rematerialise,
     )
+    if self.is_two_stream:
+      sizes = (self.fusion_layers, self.template_size // candidates.PATCH_SIZE, self.search_grid)
+      if self.relation == "stark":
+        self.fusion = stark.Stark(*sizes, dtype)
+      else:
+        self.fusion = swintrack.SwinTrack(*sizes, self.drop_path_rate, dtype)
     self.box_head = head.CenterHead(self.head_channels, dtype, self.score_bias)
+
+  def _check_images(self, name: str, images, size: int, batch: int) -> None:
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+      raise ValueError(f"{name} has shape {images.shape}; this model takes [b, {size}, {size}, 3]")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise ValueError(f"{name} is {images.dtype}; give normalised floats (see normalise_images)")
+    if images.shape[0] != batch:
+      raise ValueError(f"{images.shape[0]} templates and {batch} search regions must be as many")
+
+  def encode_template(self, template, train: bool = False) -> jax.Array:
+    """Return a template's features [b, Nz, width], for two-stream trackers to be computed once a track.
+
+    template: as for __call__.
+    """
+    dtype = jnp.dtype(self.dtype)
+    return self.backbone.encode(template.astype(dtype), self.backbone.pos_embed_z, train=train)
 
   def __call__(
     self,
@@ -162,6 +224,7 @@ class OSTrack(nn.Module):
     batch_norm_groups: int = 1,
     batch_norm_shards: int = 1,
     head_folded=None,
+    encoded_template=None,
   ) -> OSTrackOutput:
     """Locate the template's target in the search region.
 
@@ -178,6 +241,7 @@ class OSTrack(nn.Module):
       batch_norm_shards: equal runs of the batch that lie on different devices, in training. The devices
         then tell each other BatchNorm's statistics in few words; numbers change by rounding alone.
       head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
+      encoded_template: of encode_template, in place of template, which is then None; two-stream alone.
 
     Returns:
       OSTrackOutput.
@@ -186,19 +250,15 @@ class OSTrack(nn.Module):
       ValueError: a shape does not fit the model, template_mask is missing or not expected, or the batch
         does not divide as BatchNorm is to see it.
     """
-    for name, images, size in (
-      ("template", template, self.template_size),
-      ("search", search, self.search_size),
-    ):
-      if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-        raise ValueError(
-          f"{name} has shape {images.shape}; this model takes [b, {size}, {size}, 3]"
-        )
-      if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{name} is {images.dtype}; give normalised floats (see normalise_images)")
-    batch, grid = template.shape[0], self.template_size // candidates.PATCH_SIZE
-    if search.shape[0] != batch:
-      raise ValueError(f"{batch} templates and {search.shape[0]} search regions must be as many")
+    batch, grid = search.shape[0], self.template_size // candidates.PATCH_SIZE
+    self._check_images("search", search, self.search_size, batch)
+    if encoded_template is None:
+      self._check_images("template", template, self.template_size, batch)
+    elif not self.is_two_stream or encoded_template.shape[:2] != (batch, grid * grid):
+      raise ValueError(
+        f"encoded_template has shape {encoded_template.shape}; expected [{batch}, {grid * grid}, width] "
+        f"and relation stark or swintrack, which is {self.relation!r}"
+      )
     if (template_mask is not None) != (self.template_tokens == "ground_truth_box"):
       state = "missing" if template_mask is None else "not used"
       raise ValueError(f"template_mask is {state} with template_tokens {self.template_tokens!r}")
@@ -228,17 +288,32 @@ class OSTrack(nn.Module):
     depth = self.dimensions()["depth"]
     if any(not 0 <= layer < depth for layer in attention_layers):
       raise ValueError(f"attention_layers {tuple(attention_layers)} must lie in 0..{depth - 1}")
+    if self.is_two_stream and (keep_counts is not None or attention_layers):
+      raise ValueError(
+        f"relation {self.relation!r} has no attention of template tokens over the search region, "
+        "so neither keep_counts nor attention_layers; leave them away"
+      )
     dtype = jnp.dtype(self.dtype)
-    features, removed, attention = self.backbone(
-      template.astype(dtype),
-      search.astype(dtype),
-      template_mask=template_mask,
-      keep_counts=keep_counts,
-      attention_layers=tuple(attention_layers),
-      train=train,
-    )
+    removed, attention = (), ()
     grid = self.search_grid
-    search_features = features[:, -grid * grid :].reshape(features.shape[0], grid, grid, -1)
+    if self.is_two_stream:
+      if encoded_template is None:
+        encoded_template = self.encode_template(template, train)
+      positions = self.backbone.pos_embed_x
+      encoded_search = self.backbone.encode(search.astype(dtype), positions, train=train)
+      features = jnp.concatenate([encoded_template, encoded_search], axis=1)
+      related = self.fusion(encoded_template, encoded_search, train)
+    else:
+      features, removed, attention = self.backbone(
+        template.astype(dtype),
+        search.astype(dtype),
+        template_mask=template_mask,
+        keep_counts=keep_counts,
+        attention_layers=tuple(attention_layers),
+        train=train,
+      )
+      related = features[:, -grid * grid :]
+    search_features = related.reshape(batch, grid, grid, -1)
     if head_folded is None:
       maps = self.box_head(
         search_features.astype(dtype), train, batch_norm_groups, batch_norm_shards

@@ -260,6 +260,30 @@ class Backbone(nn.Module):
     survives = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
     return jnp.where(survives, 1 / keep, 0.0).astype(jnp.float32)
 
+  def encode(self, images, positions, *, train: bool):
+    """Encode images by themselves, as two-stream trackers do.
+
+    Args:
+      images: [b, H, W, 3] normalised RGB.
+      positions: pos_embed_z or pos_embed_x, as images are templates or search regions.
+
+    Returns:
+      [b, n, width], behind the final norm.
+    """
+    tokens = self.patch_embed(images) + positions.astype(self.dtype)
+    branch, survival = None, None
+    if train and self.drop_path_rate:
+      survival = self._survival(tokens.shape[0])
+    for layer, block in enumerate(self.blocks):
+      scales = (None, None) if survival is None else (survival[layer, 0], survival[layer, 1])
+      tokens, branch, _ = block.attend(tokens, branch, rows=None, key_valid=None, scale=scales[0])
+      if self.rematerialise:
+        tokens, branch = fused_norm.add(tokens, branch), None
+      tokens, branch = block.feed_forward(tokens, branch, scale=scales[1])
+      if self.rematerialise:
+        tokens, branch = fused_norm.add(tokens, branch), None
+    return self.norm(tokens, branch)[1]
+
   def __call__(
     self, template, search, *, template_mask, keep_counts, attention_layers, train: bool
   ):

@@ -291,7 +291,8 @@ class LaneTracker:
       return
     began = time.perf_counter()
     if group.on_device is None:
-      group.on_device = jax.device_put((group.template, group.template_mask), self._batch_sharding)
+      template, mask = jax.device_put((group.template, group.template_mask), self._batch_sharding)
+      group.on_device = tracker_lib.remember(self.model, self._weights, template), mask
     template, mask = group.on_device
     # On a CPU it may read this very memory, which changes only once its answer is here.
     search = jax.device_put(group.search, self._batch_sharding)

@@ -56,7 +56,7 @@ class TrackState:
   """All that a track remembers between frames.
 
   Attributes:
-    template: [1, Z, Z, 3] uint8, on the device.
+    template: of remember.
     template_mask: [1, Nz] bool, or None where the model needs none.
     box_xywh: [4] float64, the last box in pixels of the frame.
     frame_size: (height, width) of every frame.
@@ -69,30 +69,36 @@ class TrackState:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask=None):
-  """Find the target in a search crop. Compiled once for all equal models.
+def _encode_template(model: OSTrack, weights: TrackingWeights, template):
+  params = weights.unpack()
+  del params["head"]
+  return model.apply({"params": params}, normalise_images(template), method=OSTrack.encode_template)
 
-  Args:
-    model: static.
-    weights: of weights.prepare.
-    template: [b, Z, Z, 3] uint8.
-    search: [b, S, S, 3] uint8.
-    window: [F, F] weights of the score map, head.hann_window(F).
-    template_mask: [b, Nz] bool, for template_tokens `ground_truth_box`.
 
-  Returns:
-    ([b, 4] cxcywh at the windowed map's maximum, in the unit square of the crop; [b] maximum of the
-    raw score map), float32.
+def remember(model: OSTrack, weights: TrackingWeights, template):
+  """Return what locate needs of templates [b, Z, Z, 3] uint8 on the device, for as long as a track lasts.
+
+  For a two-stream tracker their features; one that is one-stream needs the images anew for every frame.
   """
-  parts = weights.unpack()
+  return _encode_template(model, weights, template) if model.is_two_stream else template
+
+
+def _locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask):
+  params = weights.unpack()
+  head_folded = params.pop("head")
+  if model.is_two_stream:
+    images, encoded = None, template
+  else:
+    images, encoded = normalise_images(template), None
   output = cast(
     OSTrackOutput,
     model.apply(
-      {"params": {"backbone": parts["backbone"]}},
-      normalise_images(template),
+      {"params": params},
+      images,
       normalise_images(search),
       template_mask=template_mask,
-      head_folded=parts["head"],
+      head_folded=head_folded,
+      encoded_template=encoded,
     ),
   )
   windowed = output.score_map * window[None, :, :, None]
@@ -101,10 +107,31 @@ def locate(model: OSTrack, weights: TrackingWeights, template, search, window, t
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask=None):
+  """Find the target in a search crop. Compiled once for all equal models.
+
+  Args:
+    model: static.
+    weights: of weights.prepare.
+    template: of remember.
+    search: [b, S, S, 3] uint8.
+    window: [F, F] weights of the score map, head.hann_window(F).
+    template_mask: [b, Nz] bool, for template_tokens `ground_truth_box`.
+
+  Returns:
+    ([b, 4] cxcywh at the windowed map's maximum, in the unit square of the crop; [b] maximum of the
+    raw score map), float32, in the host's memory: a fetch that starts only then takes as long as a
+    third of the network.
+  """
+  found = _locate(model, weights, template, search, window, template_mask)
+  return jax.device_put(found, jax.memory.Space.Host)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _advance(
   model: OSTrack, weights, template, template_mask, window, search, side, box_xywh, frame_size
 ):
-  """Find the target in a crop, and where it is in the frame; all of it stays on the device.
+  """Find the target in a crop, and where it is in the frame.
 
   Args:
     search, side: of device_crop.crop_square. frame_size: [2] int32 height and width.
@@ -112,12 +139,12 @@ def _advance(
     Others as for locate.
 
   Returns:
-    [4] float32 the next box; and [5], the same and the score, to be fetched as one.
+    [4] float32 the next box; and [5], the same and the score, in the host's memory.
   """
-  found, score = locate(model, weights, template, search[None], window, template_mask)
+  found, score = _locate(model, weights, template, search[None], window, template_mask)
   moved = motion.moved(found[0], box_xywh, side[None])
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
-  return box, jnp.concatenate([box, score])
+  return box, jax.device_put(jnp.concatenate([box, score]), jax.memory.Space.Host)
 
 
 def tracking_factors(
@@ -198,7 +225,7 @@ class Tracker:
     )
     mask = template_mask(self.model, box, resize_factor)
     self._state = TrackState(
-      template=jax.device_put(template[None], self._device),
+      template=remember(self.model, self._weights, jax.device_put(template[None], self._device)),
       template_mask=None if mask is None else jax.device_put(mask[None], self._device),
       box_xywh=box,
       frame_size=frame_size,
@@ -281,7 +308,6 @@ class Tracker:
           box,
           size,
         )
-        found.copy_to_host_async()
         pending.append(found)
       while pending and (frame is None or len(pending) > ahead):
         found = np.asarray(pending.popleft(), np.float64)

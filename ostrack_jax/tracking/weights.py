@@ -32,7 +32,7 @@ class TrackingWeights(flax.struct.PyTreeNode):
   layout: tuple[tuple[Path, tuple[int, ...]], ...] = flax.struct.field(pytree_node=False)
 
   def unpack(self) -> dict[str, Any]:
-    """Return {"backbone": its parameters, "head": as folded_head.fold}; for use under jit."""
+    """Return "head", as folded_head.fold, and all other modules' parameters by name; for use under jit."""
     flat, start = dict(self.arrays), 0
     for path, shape in self.layout:
       size = int(np.prod(shape))
@@ -51,17 +51,15 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
   )
   dtype = jnp.dtype(model.dtype)
-  parts = {
-    "backbone": variables["params"]["backbone"],
-    "head": folded_head.fold(
-      variables["params"]["box_head"], variables["batch_stats"]["box_head"], dtype
-    ),
-  }
+  parts = {name: tree for name, tree in variables["params"].items() if name != "box_head"}
+  parts["head"] = folded_head.fold(
+    variables["params"]["box_head"], variables["batch_stats"]["box_head"], dtype
+  )
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
     if path[-1] == "kernel" or path[-1].startswith("pos_embed"):
       # The head's are of their types already.
-      arrays[path] = value.astype(dtype) if path[0] == "backbone" else value
+      arrays[path] = value if path[0] == "head" else value.astype(dtype)
     else:
       small[path] = value
   packed = np.concatenate([value.reshape(-1) for value in small.values()])

@@ -7,6 +7,7 @@ two floating-point operations.
 
 import itertools
 
+from ostrack_jax.models import stark
 from ostrack_jax.models.candidates import PATCH_SIZE, template_token_indices
 from ostrack_jax.models.head import BRANCHES
 from ostrack_jax.models.ostrack import OSTrack
@@ -60,13 +61,16 @@ def forward_macs(model: OSTrack, stage_counts: tuple[int, ...] | None = None) ->
     "attention products": 0,
     "candidate ranking": 0,
     "mlp": 0,
-    "head": model.search_grid**2 * _head_macs_per_cell(width, model.head_channels),
+    "head": search * _head_macs_per_cell(model.head_inputs, model.head_channels),
   }
+  if model.is_two_stream:
+    macs["fusion"] = _fusion_macs(model, template, search)
   left = search
   for layer in range(sizes["depth"]):
     tokens = template + left
+    seen = template**2 + search**2 if model.is_two_stream else tokens**2
     macs["attention projections"] += 4 * tokens * width**2
-    macs["attention products"] += 2 * tokens**2 * width
+    macs["attention products"] += 2 * seen * width
     if layer in model.elimination_layers:
       kept = counts[model.elimination_layers.index(layer)]
       if kept < left:
@@ -74,6 +78,22 @@ def forward_macs(model: OSTrack, stage_counts: tuple[int, ...] | None = None) ->
       left = kept
     macs["mlp"] += 8 * (template + left) * width**2
   return macs
+
+
+def _fusion_macs(model: OSTrack, template: int, search: int) -> int:
+  """Return the multiply-adds between a two-stream backbone and the head; template, search: tokens."""
+  tokens, layers, width = template + search, model.fusion_layers, model.dimensions()["width"]
+  if model.relation == "stark":
+    size, hidden = stark.CHANNELS, stark.HIDDEN
+    encoder = tokens * (4 * size**2 + 2 * size * hidden) + 2 * tokens**2 * size
+    # One query: its own attention and feed-forward, and all tokens projected to keys and values.
+    own = 4 * size**2 + 2 * size + 2 * size**2 + 2 * size * hidden
+    decoder = own + 2 * tokens * size**2 + 2 * tokens * size
+    return tokens * width * size + layers * (encoder + decoder) + search * size
+  encoder = 12 * tokens * width**2 + 2 * tokens**2 * width
+  decoder = (10 * search + 2 * tokens) * width**2 + 2 * search * tokens * width
+  # Positions, the same for all samples, are computed once a batch and not counted.
+  return layers * encoder + decoder
 
 
 def _head_macs_per_cell(width: int, channels: int) -> int:

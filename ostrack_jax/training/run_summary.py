@@ -88,6 +88,8 @@ def count_parameters(params: Mapping) -> dict[str, int]:
     ValueError: a parameter belongs to none of these parts.
   """
   counts = dict.fromkeys(("patch embedding", "position tables", "blocks", "norm", "head"), 0)
+  if "fusion" in params:
+    counts["fusion"] = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     names = [getattr(key, "key", "") for key in path]
     counts[_part_of(names)] += int(leaf.size)
@@ -95,8 +97,8 @@ def count_parameters(params: Mapping) -> dict[str, int]:
 
 
 def _part_of(names: Sequence[str]) -> str:
-  if names[0] == "box_head":
-    return "head"
+  if names[0] in ("box_head", "fusion"):
+    return names[0].removeprefix("box_")
   prefixes = {
     "patch_embed": "patch embedding",
     "pos_embed": "position tables",

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ostrack_jax.weights import entries as entries_lib
+from ostrack_jax.weights import fusion_names
+from ostrack_jax.weights.entries import Entry
+
 PATCH_SIZE = 16
 _BRANCHES = {"ctr": 1, "offset": 2, "size": 2}
 _PRETRAINED_TOKENS = 14 * 14 + 1
@@ -18,57 +22,42 @@ _AXES_FROM_TORCH = {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
 _AXES_TO_TORCH = {"same": None, "linear": (1, 0), "conv": (3, 2, 0, 1)}
 
 
-class Entry(NamedTuple):
-  """One tensor: its official name and shape, its path in our variables, and how axes move."""
-
-  name: str
-  shape: tuple[int, ...]
-  path: tuple[str, ...]
-  layout: str
-
-
 class Dimensions(NamedTuple):
-  """What the shapes of an official state dict say; sizes in pixels."""
+  """What the shapes of an official state dict say; sizes in pixels; relation as OSTrack has it."""
 
   width: int
   depth: int
   head_channels: int
   template_size: int
   search_size: int
+  relation: str = "one_stream"
+  relation_layers: int = 0
 
 
 def dimensions_of(model: Any) -> Dimensions:
   """Return the dimensions of an OSTrack module."""
   sizes = model.dimensions()
   return Dimensions(
-    sizes["width"], sizes["depth"], model.head_channels, model.template_size, model.search_size
+    sizes["width"],
+    sizes["depth"],
+    model.head_channels,
+    model.template_size,
+    model.search_size,
+    model.relation,
+    model.fusion_layers,
   )
 
 
 def table(dimensions: Dimensions) -> list[Entry]:
   """Return every tensor of the official model, in its registration order."""
-  return _backbone(dimensions) + _head(dimensions)
+  return _backbone(dimensions) + _fusion(dimensions) + _head(dimensions)
 
 
-def _affine(name: str, path: tuple[str, ...], size: int) -> list[Entry]:
-  return [
-    Entry(f"{name}.weight", (size,), (*path, "scale"), "same"),
-    Entry(f"{name}.bias", (size,), (*path, "bias"), "same"),
-  ]
-
-
-def _linear(name: str, path: tuple[str, ...], inputs: int, outputs: int) -> list[Entry]:
-  return [
-    Entry(f"{name}.weight", (outputs, inputs), (*path, "kernel"), "linear"),
-    Entry(f"{name}.bias", (outputs,), (*path, "bias"), "same"),
-  ]
-
-
-def _conv(name: str, path: tuple[str, ...], inputs: int, outputs: int, side: int) -> list[Entry]:
-  return [
-    Entry(f"{name}.weight", (outputs, inputs, side, side), (*path, "kernel"), "conv"),
-    Entry(f"{name}.bias", (outputs,), (*path, "bias"), "same"),
-  ]
+def _fusion(dimensions: Dimensions) -> list[Entry]:
+  grids = (dimensions.template_size // PATCH_SIZE, dimensions.search_size // PATCH_SIZE)
+  return fusion_names.table(
+    dimensions.relation, dimensions.relation_layers, dimensions.width, grids
+  )
 
 
 def _backbone(dimensions: Dimensions) -> list[Entry]:
@@ -82,37 +71,40 @@ def _backbone(dimensions: Dimensions) -> list[Entry]:
     shape = (1, (size // PATCH_SIZE) ** 2, width)
     name = f"pos_embed_{suffix}"
     entries.append(Entry(f"backbone.{name}", shape, (*root, name), "same"))
-  entries += _conv(
+  entries += entries_lib.conv(
     "backbone.patch_embed.proj", (*root, "patch_embed", "proj"), 3, width, PATCH_SIZE
   )
   for index in range(dimensions.depth):
     block, path = f"backbone.blocks.{index}", (*root, f"blocks_{index}")
-    entries += _affine(f"{block}.norm1", (*path, "norm1"), width)
-    entries += _linear(f"{block}.attn.qkv", (*path, "attn", "qkv"), width, 3 * width)
-    entries += _linear(f"{block}.attn.proj", (*path, "attn", "proj"), width, width)
-    entries += _affine(f"{block}.norm2", (*path, "norm2"), width)
-    entries += _linear(f"{block}.mlp.fc1", (*path, "mlp", "fc1"), width, 4 * width)
-    entries += _linear(f"{block}.mlp.fc2", (*path, "mlp", "fc2"), 4 * width, width)
-  return entries + _affine("backbone.norm", (*root, "norm"), width)
+    entries += entries_lib.affine(f"{block}.norm1", (*path, "norm1"), width)
+    entries += entries_lib.linear(f"{block}.attn.qkv", (*path, "attn", "qkv"), width, 3 * width)
+    entries += entries_lib.linear(f"{block}.attn.proj", (*path, "attn", "proj"), width, width)
+    entries += entries_lib.affine(f"{block}.norm2", (*path, "norm2"), width)
+    entries += entries_lib.linear(f"{block}.mlp.fc1", (*path, "mlp", "fc1"), width, 4 * width)
+    entries += entries_lib.linear(f"{block}.mlp.fc2", (*path, "mlp", "fc2"), 4 * width, width)
+  return entries + entries_lib.affine("backbone.norm", (*root, "norm"), width)
 
 
 def _head(dimensions: Dimensions) -> list[Entry]:
   entries = []
   for branch, outputs in _BRANCHES.items():
-    channels = dimensions.width
+    is_stark = dimensions.relation == "stark"
+    channels = fusion_names.STARK_CHANNELS if is_stark else dimensions.width
     for layer in range(4):
       inputs, channels = channels, dimensions.head_channels // 2**layer
       here = f"conv{layer + 1}_{branch}"
       name, path = f"box_head.{here}", ("params", "box_head", here)
-      entries += _conv(f"{name}.0", (*path, "conv"), inputs, channels, 3)
-      entries += _affine(f"{name}.1", (*path, "bn"), channels)
+      entries += entries_lib.conv(f"{name}.0", (*path, "conv"), inputs, channels, 3)
+      entries += entries_lib.affine(f"{name}.1", (*path, "bn"), channels)
       for statistic in ("mean", "var"):
         target = ("batch_stats", "box_head", here, "bn", statistic)
         entries.append(Entry(f"{name}.1.running_{statistic}", (channels,), target, "same"))
       counter = ("unused", "num_batches_tracked", here)
       entries.append(Entry(f"{name}.1.num_batches_tracked", (), counter, "same"))
     last = f"conv5_{branch}"
-    entries += _conv(f"box_head.{last}", ("params", "box_head", last), channels, outputs, 1)
+    entries += entries_lib.conv(
+      f"box_head.{last}", ("params", "box_head", last), channels, outputs, 1
+    )
   return entries
 
 
@@ -145,7 +137,11 @@ def torch_dimensions(state: Mapping[str, np.ndarray], source: str) -> Dimensions
       )
     sizes.append(grid * PATCH_SIZE)
   channels = shape("box_head.conv1_ctr.0.weight", 4)[0]
-  return Dimensions(width, count_blocks(state, "backbone.blocks."), channels, *sizes)
+  relation = fusion_names.relation_of(state)
+  layers = count_blocks(state, fusion_names.ENCODERS[relation]) if relation != "one_stream" else 0
+  depth = count_blocks(state, "backbone.blocks.")
+  template, search = sizes
+  return Dimensions(width, depth, channels, template, search, relation, layers)
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
