@@ -96,14 +96,13 @@ def kept(removed: Sequence[np.ndarray], cells: int) -> np.ndarray:
 def forward(network: loading.Checkpoint) -> Callable:
   """Return the jitted step from crops to boxes [b, 4] at the windowed map's maximum, as tracking takes them, and removed tokens."""
   variables = jax.device_put(network.variables)
-  window = head.hann_window(network.model.search_grid)[None, :, :, None]
+  window = head.hann_window(network.model.search_grid)
 
   @jax.jit
   def run(variables, template, search):
     images = (normalise_images(template), normalise_images(search))
     output = cast(OSTrackOutput, network.model.apply(variables, *images))
-    windowed = output.score_map * window
-    return head.decode_boxes(windowed, output.size_map, output.offset_map), output.removed
+    return output.boxes_near(window), output.removed
 
   return functools.partial(run, variables)
 

@@ -34,6 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
   # with so many encoder layers (None for the paper's).
   config.model.relation = "one_stream"
   config.model.relation_layers = ml_collections.config_dict.placeholder(int)
+  # center, or without a score map corner or mlp.
+  config.model.head = "center"
+  # Learnt vectors that tell template from search tokens; learnt biases of attention by relative position.
+  config.model.identity_embeddings = False
+  config.model.relative_positions = False
   config.model.dtype = "float32"
 
   config.tracker = ml_collections.ConfigDict()

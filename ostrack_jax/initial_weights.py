@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from ostrack_jax.weights import names, position_tables, pretrained
 from ostrack_jax.weights.names import PATCH_SIZE
 
 _KEY = "config.model.pretrained"
+_ONLY_SOME = (*names.IDENTITY_EMBEDDINGS, names.RELATIVE_POSITIONS)
 
 
 class InitialWeights(NamedTuple):
@@ -69,22 +70,32 @@ def read_initial_weights(
       f"Initial weights), name what ships with the package ({', '.join(loading.shipped_names())}), or "
       "leave it empty for random weights"
     )
+  ours = random_variables["params"]["backbone"]
+  found, fresh = _without_foreign(found, ours)
+  backbone = {**found.backbone, **{name: ours[name] for name in fresh}}
   start = {
-    "params": {**random_variables["params"], "backbone": found.backbone},
+    "params": {**random_variables["params"], "backbone": backbone},
     "batch_stats": random_variables["batch_stats"],
   }
   if found.head is not None:
     start["params"] |= found.head["params"]
     start["batch_stats"] = found.head["batch_stats"]
   names.check_variables(start, model, str(path))
-  return InitialWeights(jax.tree.map(jnp.asarray, start), _summarise(path, found, model))
+  return InitialWeights(jax.tree.map(jnp.asarray, start), _summarise(path, found, model, fresh))
+
+
+def _without_foreign(found: _Found, ours: Mapping[str, Any]) -> tuple[_Found, list[str]]:
+  """Return what was found without what only some backbones have and ours lacks, and what of ours stays random."""
+  foreign = [name for name in _ONLY_SOME if name in found.backbone and name not in ours]
+  kept = {name: tree for name, tree in found.backbone.items() if name not in foreign}
+  fresh = [name for name in _ONLY_SOME if name in ours and name not in kept]
+  return found._replace(backbone=kept, left_out=(*found.left_out, *foreign)), fresh
 
 
 def _read_folder(path: str | os.PathLike, model: OSTrack) -> _Found:
   checkpoint = loading.load(path)
   theirs, complete = checkpoint.model, checkpoint.description.get("complete", True)
-  channels = theirs.head_channels if complete and _relate_alike(theirs, model) else None
-  _check_network(path, theirs.dimensions(), channels, model)
+  _check_network(path, theirs.dimensions(), _channels(theirs, complete, model), model)
   kind = checkpoint.description.get("source", {}).get("kind", "ostrack")
   return _found_in(path, kind, checkpoint.variables, theirs, complete, model)
 
@@ -104,18 +115,22 @@ def _read_file(path: str | os.PathLike, model: OSTrack) -> _Found:
       head_channels=found.head_channels,
       relation=found.relation,
       relation_layers=found.relation_layers or None,
+      head=found.head,
+      score_bias=None,
+      identity_embeddings=found.identity_embeddings,
+      relative_positions=bool(found.bias_heads),
       elimination_layers=(),
       keep_ratios=(),
     )
-    channels = found.head_channels if complete and _relate_alike(theirs, model) else None
-    _check_network(path, sizes, channels, model)
+    _check_network(path, sizes, _channels(theirs, complete, model), model)
     variables = names.variables_from_torch(weights.state, theirs, source)
     return _found_in(path, "ostrack", variables, theirs, complete, model)
   width, depth = pretrained.encoder_dimensions(weights.state, source)
   sizes = {"width": width, "depth": depth, "num_heads": weights.num_heads}
   _check_network(path, sizes, None, model)
   state = pretrained.backbone_state(weights, model.template_size, model.search_size, source)
-  backbone = names.variables_from_torch(state, model, source, prefix="backbone.")
+  plain = model.clone(identity_embeddings=False, relative_positions=False)
+  backbone = names.variables_from_torch(state, plain, source, prefix="backbone.")
   resampled = []
   if weights.patch_size != PATCH_SIZE:
     resampled.append(f"patch kernel {weights.patch_size} to {PATCH_SIZE} pixels")
@@ -149,17 +164,28 @@ def _found_in(
   for name, size, other in zip(("pos_embed_z", "pos_embed_x"), _sizes(model), _sizes(theirs)):
     if size != other:
       backbone[name] = position_tables.resample(backbone[name], size // PATCH_SIZE)
+  # Its offsets are those of other grids.
+  left_out = (names.RELATIVE_POSITIONS,) if _sizes(theirs) != _sizes(model) else ()
+  left_out = tuple(name for name in left_out if backbone.pop(name, None) is not None)
   head = None
   # What another relation has learnt behind its backbone has no place here.
   if complete and _relate_alike(theirs, model):
     behind = {name: tree for name, tree in variables["params"].items() if name != "backbone"}
     head = {"params": behind, "batch_stats": variables["batch_stats"]}
   grids = tuple(size // PATCH_SIZE for size in _sizes(theirs))
-  return _Found(kind, backbone, head, tuple(_resampled_grids(grids, model)), ())
+  return _Found(kind, backbone, head, tuple(_resampled_grids(grids, model)), left_out)
+
+
+def _channels(theirs: OSTrack, complete: bool, model: OSTrack) -> int | None:
+  """Return the channels of a head that ours is to be filled from, None where it is not or has none."""
+  fills = complete and _relate_alike(theirs, model) and theirs.head != "mlp"
+  return theirs.head_channels if fills else None
 
 
 def _relate_alike(theirs: OSTrack, model: OSTrack) -> bool:
-  return (theirs.relation, theirs.fusion_layers) == (model.relation, model.fusion_layers)
+  return all(
+    getattr(theirs, name) == getattr(model, name) for name in ("relation", "fusion_layers", "head")
+  )
 
 
 def _sizes(model: OSTrack) -> tuple[int, int]:
@@ -203,17 +229,18 @@ def _words(sizes: Mapping[str, int]) -> str:
   return ", ".join(f"{name} {sizes[name]}" for name in sizes)
 
 
-def _summarise(path: str | os.PathLike, found: _Found, model: OSTrack) -> str:
+def _summarise(path: str | os.PathLike, found: _Found, model: OSTrack, fresh: Sequence[str]) -> str:
   behind = f"{model.relation} and head" if model.is_two_stream else "head"
   loaded = jax.tree.leaves(found.backbone)
   loaded += [] if found.head is None else jax.tree.leaves(found.head["params"])
   parts = "backbone" if found.head is None else f"backbone and {behind}"
+  random = [*fresh, *([behind] if found.head is None else [])]
   rows = {
     "loaded": f"{parts}, {sum(leaf.size for leaf in loaded):,} parameters",
     "resampled": "; ".join(found.resampled),
     "left out": ", ".join(found.left_out[:4])
     + (f" and {len(found.left_out) - 4} more" if len(found.left_out) > 4 else ""),
-    "left random": f"{behind} (config.train.seed)" if found.head is None else "",
+    "left random": f"{', '.join(random)} (config.train.seed)" if random else "",
   }
   lines = [f"initial weights: {os.fspath(path)} ({found.kind})"]
   return "\n".join(lines + [f"  {name}: {text}" for name, text in rows.items() if text])

@@ -132,6 +132,7 @@ def _model(
   dimensions: names.Dimensions, known_heads: int | None, options: FileOptions, source: str
 ) -> OSTrack:
   width, depth = dimensions.width, dimensions.depth
+  known_heads = known_heads or dimensions.bias_heads or None
   num_heads = options.num_heads if known_heads is None else known_heads
   if options.num_heads not in (None, num_heads):
     raise ValueError(f"{source} has {known_heads} attention heads, not {options.num_heads}")
@@ -155,6 +156,9 @@ def _model(
     keep_ratios=(0.7,) * len(layers),
     relation=dimensions.relation,
     relation_layers=dimensions.relation_layers or None,
+    head=dimensions.head,
+    identity_embeddings=dimensions.identity_embeddings,
+    relative_positions=bool(dimensions.bias_heads),
   )
   return description.build_model(fields, source)
 

@@ -43,6 +43,9 @@ def test_an_official_file_tells_its_sizes_and_where_it_came_from(tmp_path):
     "score_bias": None,
     "relation": "one_stream",
     "relation_layers": None,
+    "head": "center",
+    "identity_embeddings": False,
+    "relative_positions": False,
     "dtype": "float32",
   }
   assert description["source"] == {

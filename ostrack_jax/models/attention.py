@@ -28,20 +28,21 @@ def is_fused(batch: int, dtype, head_size: int) -> bool:
   return suits_kernels(batch, dtype) and head_size % 8 == 0 and head_size <= 128
 
 
-def attend(queries, keys, values, key_valid=None) -> jax.Array:
+def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   """Attend, scaled by 1 / sqrt(d).
 
   Args:
     queries, keys, values: [b, n, h, d].
     key_valid: [b, n] bool, a run of true and then false: tokens that nobody may attend to. None for all valid.
+    bias: [b or 1, h, n, n] float32 added to the scaled logits, or None. Never fused.
 
   Returns:
     [b, n, h, d]; rows of invalid tokens hold anything finite.
   """
   batch, count, _, size = queries.shape
-  if not is_fused(batch, queries.dtype, size):
+  if bias is not None or not is_fused(batch, queries.dtype, size):
     mask = None if key_valid is None else key_valid[:, None, None, :]
-    return jax.nn.dot_product_attention(queries, keys, values, mask=mask)
+    return jax.nn.dot_product_attention(queries, keys, values, bias=bias, mask=mask)
   # cuDNN's backward pass refuses odd lengths.
   padding = ((0, 0), (0, count % 2), (0, 0), (0, 0))
   lengths = None

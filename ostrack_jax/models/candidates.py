@@ -103,19 +103,22 @@ def template_mask_from_boxes(boxes_xywh, template_size: int) -> jax.Array:
   return jnp.where(mask.any(axis=1, keepdims=True), mask, fallback)
 
 
-def template_attention(queries, keys, key_valid=None) -> jax.Array:
+def template_attention(queries, keys, key_valid=None, bias=None) -> jax.Array:
   """Return the attention of a few template tokens over all tokens.
 
   Args:
     queries: [b, t, h, d] queries of the chosen template tokens.
     keys: [b, n, h, d] keys of all tokens.
     key_valid: [b, n] bool or None.
+    bias: [b or 1, h, t, n] float32 added to the scaled logits, or None.
 
   Returns:
     [b, h, t, n] float32 softmax rows. Only these rows are formed, never the whole matrix.
   """
   logits = jnp.einsum("bthd,bnhd->bhtn", queries, keys, preferred_element_type=jnp.float32)
   logits = logits * queries.shape[-1] ** -0.5
+  if bias is not None:
+    logits = logits + bias
   if key_valid is not None:
     logits = jnp.where(key_valid[:, None, None, :], logits, -jnp.inf)
   return jax.nn.softmax(logits, axis=-1)

@@ -129,7 +129,7 @@ def _spread(array, shards: int) -> jax.Array:
   return (own * array[None]).sum(axis=1)
 
 
-def _torch_bias_init(fan_in: int):
+def torch_bias_init(fan_in: int):
   """PyTorch's default for convolution biases: uniform within 1 / sqrt(fan_in)."""
   bound = fan_in**-0.5
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -149,9 +149,32 @@ class ConvBlock(nn.Module):
       padding=1,
       dtype=self.dtype,
       kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=_torch_bias_init(9 * self.inputs),
+      bias_init=torch_bias_init(9 * self.inputs),
     )
     self.bn = BatchNorm(self.features)
+
+
+def convolve_branches(
+  branches: Sequence[str], features, channels: int, dtype, train: bool, groups: int, shards: int
+) -> list[jax.Array]:
+  """Apply four convolution blocks a branch, of halving channels; inside a compact method of a head.
+
+  Args:
+    features: [b, F, F, d]. groups, shards: normalise_row's.
+
+  Returns:
+    Of each branch [b, F, F, channels / 8] float32.
+  """
+  row = [features] * len(branches)
+  for layer in range(4):
+    blocks = [
+      ConvBlock(row[0].shape[-1], channels // 2**layer, dtype, name=f"conv{layer + 1}_{branch}")
+      for branch in branches
+    ]
+    convolved = [block.conv(x) for block, x in zip(blocks, row)]
+    norms = [block.bn for block in blocks]
+    row = [nn.relu(x) for x in normalise_row(norms, convolved, train, groups, shards)]
+  return row
 
 
 class CenterHead(nn.Module):
@@ -173,23 +196,12 @@ class CenterHead(nn.Module):
     Score and size are sigmoids clamped to [1e-4, 1 - 1e-4] with no gradient outside; offsets are raw.
     groups, shards: normalise_row's.
     """
-    row = [features] * len(BRANCHES)
-    for layer in range(4):
-      blocks = [
-        ConvBlock(
-          row[0].shape[-1],
-          self.channels // 2**layer,
-          self.dtype,
-          name=f"conv{layer + 1}_{branch}",
-        )
-        for branch in BRANCHES
-      ]
-      convolved = [block.conv(x) for block, x in zip(blocks, row)]
-      norms = [block.bn for block in blocks]
-      row = [nn.relu(x) for x in normalise_row(norms, convolved, train, groups, shards)]
+    row = convolve_branches(
+      list(BRANCHES), features, self.channels, self.dtype, train, groups, shards
+    )
     maps = {}
     for (branch, outputs), x in zip(BRANCHES.items(), row):
-      bias_init = _torch_bias_init(x.shape[-1])
+      bias_init = torch_bias_init(x.shape[-1])
       if branch == "ctr" and self.score_bias is not None:
         bias_init = nn.initializers.constant(self.score_bias)
       maps[branch] = nn.Conv(

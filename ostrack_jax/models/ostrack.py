@@ -1,25 +1,36 @@
 """OSTrack: template and search region in, score map and box out."""
 
+from typing import cast
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ostrack_jax.models import candidates, folded_head, head, stark, swintrack, vit
+from ostrack_jax.models import (
+  candidates,
+  checks,
+  folded_head,
+  head,
+  other_heads,
+  stark,
+  swintrack,
+  vit,
+)
 
 _IMAGE_MEAN = (0.485, 0.456, 0.406)
 _IMAGE_STD = (0.229, 0.224, 0.225)
-DTYPES = ("float32", "bfloat16")
 
 
 class OSTrackOutput(flax.struct.PyTreeNode):
   """What the network says of a pair.
 
   Attributes:
-    score_map: [b, F, F, 1] float32 after the clamped sigmoid.
-    size_map: [b, F, F, 2] width and height as shares of the search crop, after the clamped sigmoid.
-    offset_map: [b, F, F, 2] x and y offsets in cells, raw.
-    boxes_cxcywh: [b, 4] decoded at the raw score map's maximum, in the unit square of the crop.
+    score_map: [b, F, F, 1] float32 after the clamped sigmoid; None with another head than `center`.
+    size_map: [b, F, F, 2] width and height as shares of the search crop, after the clamped sigmoid; likewise.
+    offset_map: [b, F, F, 2] x and y offsets in cells, raw; likewise.
+    boxes_cxcywh: [b, 4] in the unit square of the crop, decoded at the raw score map's maximum where there is one.
+    scores: [b] maximum of the raw score map, or what other_heads has instead.
     features: [b, Nz + Nx, d] the backbone's template tokens, then search tokens with zeros where eliminated.
     removed: a [b, k] int32 array per stage: search-grid cells eliminated there; with `keep_counts`
       padded with -1.
@@ -27,17 +38,24 @@ class OSTrackOutput(flax.struct.PyTreeNode):
       template tokens (all of them with `ground_truth_box`), search columns on the grid, zero where a candidate had already left.
   """
 
-  score_map: jax.Array
-  size_map: jax.Array
-  offset_map: jax.Array
+  score_map: jax.Array | None
+  size_map: jax.Array | None
+  offset_map: jax.Array | None
   boxes_cxcywh: jax.Array
+  scores: jax.Array
   features: jax.Array
   removed: tuple[jax.Array, ...]
   attention: tuple[jax.Array, ...]
 
+  def boxes_near(self, window) -> jax.Array:
+    """Return [b, 4] cxcywh at the maximum of the score map weighted by window [F, F].
 
-# With the layers of their encoders, as in the paper.
-RELATIONS = {"one_stream": 0, "stark": stark.LAYERS, "swintrack": swintrack.LAYERS}
+    Without a score map there is nothing to weigh: boxes_cxcywh.
+    """
+    if self.score_map is None:
+      return self.boxes_cxcywh
+    weighted = self.score_map * window[None, :, :, None]
+    return head.decode_boxes(weighted, self.size_map, self.offset_map)
 
 
 class OSTrack(nn.Module):
@@ -56,6 +74,10 @@ class OSTrack(nn.Module):
     relation: where template and search region meet: `one_stream`, in the backbone; or, the backbone run on
       each by itself, in what `stark` or `swintrack` puts behind it (stark.Stark, swintrack.SwinTrack).
     relation_layers: of those two's encoder (and STARK's decoder); None for the paper's 6 and 4.
+    head: `center`, the paper's; or `corner` or `mlp`, which have no score map (see other_heads).
+    identity_embeddings: add a learnt vector to all template tokens and another to all search tokens.
+    relative_positions: add to attention logits, head by head, a learnt bias of the offset between two
+      tokens, told apart by their images; see relative_positions. All blocks share it.
     dtype: compute type, `float32` or `bfloat16`; parameters stay float32.
     rematerialise: in training keep what enters the halves of blocks alone, and compute the rest anew in
       the backward pass: much less memory for a third more arithmetic. Changes no number.
@@ -75,6 +97,9 @@ class OSTrack(nn.Module):
   score_bias: float | None = None
   relation: str = "one_stream"
   relation_layers: int | None = None
+  head: str = "center"
+  identity_embeddings: bool = False
+  relative_positions: bool = False
   dtype: str = "float32"
   rematerialise: bool = False
 
@@ -82,64 +107,8 @@ class OSTrack(nn.Module):
     # ConfigDict and JSON give lists; linen needs hashable fields.
     self.elimination_layers = tuple(self.elimination_layers)
     self.keep_ratios = tuple(self.keep_ratios)
-    self._check()
+    checks.check_fields(self)
     super().__post_init__()
-
-  def _check(self):
-    if self.variant not in (*vit.VARIANTS, "custom"):
-      raise ValueError(
-        f"variant {self.variant!r} is unknown; choose one of {', '.join(vit.VARIANTS)} or custom"
-      )
-    sizes = self.dimensions()
-    if len(sizes) < 3:
-      raise ValueError(f"variant custom needs width, depth and num_heads; got {sizes}")
-    if any(not isinstance(size, int) or size < 1 for size in sizes.values()):
-      raise ValueError(f"width, depth and num_heads must be positive whole numbers, got {sizes}")
-    if sizes["width"] % sizes["num_heads"]:
-      raise ValueError(f"width {sizes['width']} is not divisible by num_heads {sizes['num_heads']}")
-    for name in ("template_size", "search_size"):
-      size = getattr(self, name)
-      if not isinstance(size, int) or size < 16 or size % 16:
-        raise ValueError(f"{name} {size} must be a positive multiple of the patch size 16")
-    if not 0 <= self.drop_path_rate < 1:
-      raise ValueError(f"drop_path_rate {self.drop_path_rate} must lie in [0, 1)")
-    if self.head_channels < 8 or self.head_channels % 8:
-      raise ValueError(f"head_channels {self.head_channels} must be a positive multiple of 8")
-    if len(self.elimination_layers) != len(self.keep_ratios):
-      raise ValueError(
-        f"{len(self.elimination_layers)} elimination_layers {self.elimination_layers} need as many "
-        f"keep_ratios, got {self.keep_ratios}"
-      )
-    if sorted(set(self.elimination_layers)) != list(self.elimination_layers):
-      raise ValueError(f"elimination_layers {self.elimination_layers} must be increasing")
-    if any(not 0 <= layer < sizes["depth"] for layer in self.elimination_layers):
-      raise ValueError(
-        f"elimination_layers {self.elimination_layers} must lie in 0..{sizes['depth'] - 1}"
-      )
-    if any(not 0 < ratio <= 1 for ratio in self.keep_ratios):
-      raise ValueError(f"keep_ratios {self.keep_ratios} must lie in (0, 1]")
-    if self.template_tokens not in candidates.TEMPLATE_TOKENS:
-      raise ValueError(
-        f"template_tokens {self.template_tokens!r} is unknown; choose one of {', '.join(candidates.TEMPLATE_TOKENS)}"
-      )
-    if self.relation not in RELATIONS:
-      raise ValueError(
-        f"relation {self.relation!r} is unknown; choose one of {', '.join(RELATIONS)}"
-      )
-    if self.is_two_stream and self.elimination_layers:
-      raise ValueError(
-        f"relation {self.relation!r} has no candidates to eliminate; set elimination_layers and keep_ratios to ()"
-      )
-    if self.relation_layers is not None and (not self.is_two_stream or self.relation_layers < 1):
-      raise ValueError(
-        f"relation_layers {self.relation_layers} must be positive, and None with relation one_stream"
-      )
-    if self.relation == "swintrack" and sizes["width"] % swintrack.NUM_HEADS:
-      raise ValueError(
-        f"width {sizes['width']} is not divisible by swintrack's {swintrack.NUM_HEADS} heads"
-      )
-    if self.dtype not in DTYPES:
-      raise ValueError(f"dtype {self.dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
 
   def dimensions(self) -> dict[str, int]:
     """Return width, depth and num_heads, with the variant's where no override is given."""
@@ -155,7 +124,7 @@ class OSTrack(nn.Module):
   @property
   def fusion_layers(self) -> int:
     """Encoder layers between a two-stream backbone and the head; 0 for one_stream."""
-    return self.relation_layers or RELATIONS[self.relation]
+    return self.relation_layers or checks.RELATIONS[self.relation]
 
   @property
   def head_inputs(self) -> int:
@@ -167,9 +136,9 @@ class OSTrack(nn.Module):
     """Cells per side of the score map."""
     return self.search_size // candidates.PATCH_SIZE
 
-  def stage_counts(self, keep_ratio: float | None = None) -> tuple[int, ...]:
-    """Return the search tokens left after each stage; `keep_ratio` replaces every stage's ratio."""
-    ratios = self.keep_ratios if keep_ratio is None else (keep_ratio,) * len(self.keep_ratios)
+  def stage_counts(self, keep_ratios: tuple[float, ...] | None = None) -> tuple[int, ...]:
+    """Return the search tokens left after each stage, at these ratios or the model's own."""
+    ratios = self.keep_ratios if keep_ratios is None else keep_ratios
     return candidates.stage_counts(self.search_grid**2, ratios)
 
   def setup(self):
@@ -185,6 +154,8 @@ class OSTrack(nn.Module):
       keep_ratios=self.keep_ratios,
       template_tokens=self.template_tokens,
       drop_path_rate=self.drop_path_rate,
+      identity_embeddings=self.identity_embeddings,
+      relative_positions=self.relative_positions,
       dtype=dtype,
       rematerialise=self.rematerialise,
     )
@@ -194,15 +165,12 @@ class OSTrack(nn.Module):
         self.fusion = stark.Stark(*sizes, dtype)
       else:
         self.fusion = swintrack.SwinTrack(*sizes, self.drop_path_rate, dtype)
-    self.box_head = head.CenterHead(self.head_channels, dtype, self.score_bias)
-
-  def _check_images(self, name: str, images, size: int, batch: int) -> None:
-    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-      raise ValueError(f"{name} has shape {images.shape}; this model takes [b, {size}, {size}, 3]")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-      raise ValueError(f"{name} is {images.dtype}; give normalised floats (see normalise_images)")
-    if images.shape[0] != batch:
-      raise ValueError(f"{images.shape[0]} templates and {batch} search regions must be as many")
+    if self.head == "center":
+      self.box_head = head.CenterHead(self.head_channels, dtype, self.score_bias)
+    elif self.head == "corner":
+      self.box_head = other_heads.CornerHead(self.head_channels, dtype)
+    else:
+      self.box_head = other_heads.MlpHead(dtype)
 
   def encode_template(self, template, train: bool = False) -> jax.Array:
     """Return a template's features [b, Nz, width], for two-stream trackers to be computed once a track.
@@ -250,49 +218,17 @@ class OSTrack(nn.Module):
       ValueError: a shape does not fit the model, template_mask is missing or not expected, or the batch
         does not divide as BatchNorm is to see it.
     """
-    batch, grid = search.shape[0], self.template_size // candidates.PATCH_SIZE
-    self._check_images("search", search, self.search_size, batch)
-    if encoded_template is None:
-      self._check_images("template", template, self.template_size, batch)
-    elif not self.is_two_stream or encoded_template.shape[:2] != (batch, grid * grid):
-      raise ValueError(
-        f"encoded_template has shape {encoded_template.shape}; expected [{batch}, {grid * grid}, width] "
-        f"and relation stark or swintrack, which is {self.relation!r}"
-      )
-    if (template_mask is not None) != (self.template_tokens == "ground_truth_box"):
-      state = "missing" if template_mask is None else "not used"
-      raise ValueError(f"template_mask is {state} with template_tokens {self.template_tokens!r}")
-    if template_mask is not None and template_mask.shape != (batch, grid * grid):
-      raise ValueError(
-        f"template_mask has shape {template_mask.shape}; expected {(batch, grid * grid)}"
-      )
-    stages = len(self.keep_ratios)
-    if keep_counts is not None and jnp.shape(keep_counts) != (stages,):
-      raise ValueError(
-        f"keep_counts has shape {jnp.shape(keep_counts)}; this model takes [{stages}]"
-      )
-    if batch_norm_groups < 1 or batch % batch_norm_groups:
-      raise ValueError(
-        f"batch_norm_groups {batch_norm_groups} must divide the batch, which has {batch} pairs"
-      )
-    if batch_norm_shards < 1 or batch % batch_norm_shards:
-      raise ValueError(
-        f"batch_norm_shards {batch_norm_shards} must divide the batch, which has {batch} pairs; give "
-        "the number of devices that it lies on"
-      )
-    if batch_norm_groups % batch_norm_shards and batch_norm_shards % batch_norm_groups:
-      raise ValueError(
-        f"batch_norm_groups {batch_norm_groups} and batch_norm_shards {batch_norm_shards}: one must be "
-        f"a multiple of the other; choose groups that divide {batch_norm_shards}, or multiples of it"
-      )
-    depth = self.dimensions()["depth"]
-    if any(not 0 <= layer < depth for layer in attention_layers):
-      raise ValueError(f"attention_layers {tuple(attention_layers)} must lie in 0..{depth - 1}")
-    if self.is_two_stream and (keep_counts is not None or attention_layers):
-      raise ValueError(
-        f"relation {self.relation!r} has no attention of template tokens over the search region, "
-        "so neither keep_counts nor attention_layers; leave them away"
-      )
+    checks.check_call(
+      self,
+      template,
+      search,
+      template_mask=template_mask,
+      keep_counts=keep_counts,
+      attention_layers=attention_layers,
+      batch_norm_groups=batch_norm_groups,
+      batch_norm_shards=batch_norm_shards,
+      encoded_template=encoded_template,
+    )
     dtype = jnp.dtype(self.dtype)
     removed, attention = (), ()
     grid = self.search_grid
@@ -313,19 +249,24 @@ class OSTrack(nn.Module):
         train=train,
       )
       related = features[:, -grid * grid :]
-    search_features = related.reshape(batch, grid, grid, -1)
-    if head_folded is None:
-      maps = self.box_head(
-        search_features.astype(dtype), train, batch_norm_groups, batch_norm_shards
-      )
+    search_features = related.reshape(search.shape[0], grid, grid, -1).astype(dtype)
+    score_map, size_map, offset_map = None, None, None
+    if head_folded is not None:
+      found = folded_head.apply(head_folded, search_features)
     else:
-      maps = folded_head.apply(head_folded, search_features)
-    score_map, size_map, offset_map = maps
+      found = self.box_head(search_features, train, batch_norm_groups, batch_norm_shards)
+    found = cast(tuple[jax.Array, ...], found)
+    if self.head == "center":
+      score_map, size_map, offset_map = found
+      boxes_cxcywh, scores = head.decode_boxes(*found), score_map.max(axis=(1, 2, 3))
+    else:
+      boxes_cxcywh, scores = found
     return OSTrackOutput(
       score_map=score_map,
       size_map=size_map,
       offset_map=offset_map,
-      boxes_cxcywh=head.decode_boxes(score_map, size_map, offset_map),
+      boxes_cxcywh=boxes_cxcywh,
+      scores=scores,
       features=features,
       removed=removed,
       attention=attention,

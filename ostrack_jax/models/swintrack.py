@@ -14,36 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ostrack_jax.models.relative_positions import offset_index
+
 NUM_HEADS = 8
 # SwinTrack-Tiny's; its base model has 8.
 LAYERS = 4
 _EPSILON = 1e-5
 
 _init = nn.initializers.truncated_normal(stddev=0.02)
-
-
-def offset_index(template_grid: int, search_grid: int, search_only: bool) -> tuple[np.ndarray, int]:
-  """Number the offsets between tokens [template; search].
-
-  Two pairs of tokens share a number where both lie in the same images and are equally far apart, counted in
-  cells of each image's own grid, rows and columns.
-
-  Args:
-    search_only: number those from search tokens alone, as in the decoder.
-
-  Returns:
-    ([m, n] int32 numbers of the offset from each token to each, how many there are).
-  """
-  cells = [np.stack(np.divmod(np.arange(g * g), g), axis=1) for g in (template_grid, search_grid)]
-  image = np.repeat([0, 1], [len(c) for c in cells])
-  places = np.concatenate(cells)
-  offsets = places[:, None] - places[None]
-  images = np.broadcast_arrays(image[:, None], image[None])
-  pairs = np.concatenate([offsets, np.stack(images, axis=-1)], axis=-1)
-  if search_only:
-    pairs = pairs[template_grid**2 :]
-  _, index = np.unique(pairs.reshape(-1, 4), axis=0, return_inverse=True)
-  return index.reshape(pairs.shape[:2]).astype(np.int32), int(index.max()) + 1
 
 
 class Positions(nn.Module):

@@ -9,14 +9,14 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from ostrack_jax.models import attention as attention_lib
 from ostrack_jax.models import candidates as candidates_lib
 from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
+from ostrack_jax.models.relative_positions import offset_index, position_bias
+from ostrack_jax.models.row_major import row_major
 
 VARIANTS = {
   "ti": dict(width=192, depth=12, num_heads=3),
@@ -26,39 +26,6 @@ VARIANTS = {
 }
 
 _linear_init = nn.initializers.truncated_normal(stddev=0.02)
-
-
-def _constrain(tokens):
-  return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2)))
-
-
-# Without it the partitioner would gather the whole batch on each device, to lay it out there.
-_constrain_each = custom_partitioning(_constrain)
-_constrain_each.def_partition(
-  partition=lambda mesh, shapes, result: (
-    mesh,
-    _constrain,
-    shapes[0].sharding,
-    (shapes[0].sharding,),
-  ),
-  infer_sharding_from_operands=lambda mesh, shapes, result: shapes[0].sharding,
-  sharding_rule="b n d -> b n d",
-)
-
-
-@jax.custom_vjp
-def row_major(tokens):
-  """Return tokens [b, n, d] and their gradient laid out in this order, the batch outermost.
-
-  Left to itself, XLA puts the batch innermost here and transposes tokens for every product.
-  """
-  return _constrain_each(tokens)
-
-
-row_major.defvjp(
-  lambda tokens: (_constrain_each(tokens), None),
-  lambda _, gradient: (_constrain_each(gradient),),
-)
 
 
 class PatchProjection(nn.Module):
@@ -123,7 +90,7 @@ class Attention(nn.Module):
     self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=_linear_init)
     self.proj = BranchEnd(self.width, self.dtype)
 
-  def __call__(self, tokens, rows=None, key_valid=None, scale=None):
+  def __call__(self, tokens, rows=None, key_valid=None, scale=None, bias=None):
     """Attend.
 
     Args:
@@ -131,6 +98,7 @@ class Attention(nn.Module):
       rows: indices of the queries whose attention is wanted, or None.
       key_valid: [b, n] bool; tokens that nobody may attend to are false. None for all valid.
       scale: [b, 1, 1] float32 that multiplies each sample's result, or None.
+      bias: [b or 1, h, n, n] float32 added to the logits, or None.
 
     Returns:
       (Branch [b, n, width], [b, h, len(rows), n] float32 or None).
@@ -140,10 +108,13 @@ class Attention(nn.Module):
     queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
     # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
     values = _scaled(values, None if scale is None else scale[..., None])
-    mixed = attention_lib.attend(queries, keys, values, key_valid)
+    mixed = attention_lib.attend(queries, keys, values, key_valid, bias)
     chosen = None
     if rows is not None:
-      chosen = candidates_lib.template_attention(queries[:, jnp.asarray(rows)], keys, key_valid)
+      some = jnp.asarray(rows)
+      chosen = candidates_lib.template_attention(
+        queries[:, some], keys, key_valid, None if bias is None else bias[:, :, some]
+      )
     return self.proj(mixed.reshape(batch, count, self.width), scale), chosen
 
 
@@ -208,10 +179,10 @@ class Block(nn.Module):
     self.norm2 = ResidualNorm(self.dtype)
     self.mlp = Mlp(self.width, self.dtype)
 
-  def attend(self, tokens, branch, *, rows, key_valid, scale=None):
+  def attend(self, tokens, branch, *, rows, key_valid, scale=None, bias=None):
     """Return tokens, the attention branch, and the attention rows asked for; scale as Mlp's."""
     tokens, normed = self.norm1(tokens, branch)
-    return tokens, *self.attn(normed, rows, key_valid, scale)
+    return tokens, *self.attn(normed, rows, key_valid, scale, bias)
 
   def feed_forward(self, tokens, branch, *, scale=None):
     """Return tokens and the MLP's branch; scale as Mlp's."""
@@ -235,6 +206,8 @@ class Backbone(nn.Module):
   keep_ratios: tuple[float, ...]
   template_tokens: str
   drop_path_rate: float
+  identity_embeddings: bool
+  relative_positions: bool
   dtype: jnp.dtype
   rematerialise: bool = False
 
@@ -247,6 +220,17 @@ class Backbone(nn.Module):
     self.pos_embed_x = self.param(
       "pos_embed_x", table, (1, (self.search_size // PATCH_SIZE) ** 2, self.width)
     )
+    if self.identity_embeddings:
+      self.template_segment_pos_embed, self.search_segment_pos_embed = (
+        self.param(f"{image}_segment_pos_embed", table, (1, 1, self.width))
+        for image in ("template", "search")
+      )
+    if self.relative_positions:
+      grids = (self.template_size // PATCH_SIZE, self.search_size // PATCH_SIZE)
+      self.offsets, count = offset_index(*grids, search_only=False)
+      self.relative_position_bias_table = self.param(
+        "relative_position_bias_table", table, (self.num_heads, count)
+      )
     block = nn.remat(Block, methods=_HALVES) if self.rematerialise else Block
     self.blocks = [block(self.width, self.num_heads, self.dtype) for _ in range(self.depth)]
     self.norm = ResidualNorm(self.dtype)
@@ -290,6 +274,9 @@ class Backbone(nn.Module):
     """Return (features [b, Nz+Nx, width], removed, attention); see OSTrack.__call__."""
     z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
     x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
+    if self.identity_embeddings:
+      z = z + self.template_segment_pos_embed.astype(self.dtype)
+      x = x + self.search_segment_pos_embed.astype(self.dtype)
     num_z, num_x = z.shape[1], x.shape[1]
     capacities = candidates_lib.stage_counts(num_x, self.keep_ratios)
     chosen = candidates_lib.template_token_indices(
@@ -300,7 +287,9 @@ class Backbone(nn.Module):
     tokens = jnp.concatenate([z, x], axis=1)
     index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
     alive = Candidates(index=index, valid=None)
-    branch = None
+    branch, bias = None, None
+    if self.relative_positions:
+      bias = position_bias(self.relative_position_bias_table, self.offsets, num_z)
     removed, attention = [], []
     survival = self._survival(tokens.shape[0]) if train and self.drop_path_rate else None
     for layer, block in enumerate(self.blocks):
@@ -314,7 +303,12 @@ class Backbone(nn.Module):
       if alive.valid is not None:
         key_valid = jnp.concatenate([jnp.ones((tokens.shape[0], num_z), bool), alive.valid], axis=1)
       tokens, branch, looks = block.attend(
-        tokens, branch, rows=rows if wanted else None, key_valid=key_valid, scale=scales[0]
+        tokens,
+        branch,
+        rows=rows if wanted else None,
+        key_valid=key_valid,
+        scale=scales[0],
+        bias=bias,
       )
       if eliminates or self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
@@ -329,6 +323,8 @@ class Backbone(nn.Module):
         survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
         tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
         removed.append(dropped)
+        if self.relative_positions:
+          bias = position_bias(self.relative_position_bias_table, self.offsets, num_z, alive.index)
         # For inspection: which grid cell each token behind this layer stands for.
         self.sow("intermediates", f"kept_{stage}", alive.index)
       elif stage is not None:

@@ -1,5 +1,6 @@
 """The jitted steps of a run: few of them, whatever the elimination schedule does."""
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -9,11 +10,20 @@ from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import targets
 
 
-def scheduled_ratio(model: OSTrack, epoch: int, *, start: int, warmup: int) -> float | None:
-  """Return the keep ratio of an epoch, counted from 1; None where the model's own are in force."""
+def scheduled_ratios(
+  model: OSTrack, epoch: int, *, start: int, warmup: int
+) -> tuple[float, ...] | None:
+  """Return each stage's keep ratio in an epoch, counted from 1; None where the model's own are in force.
+
+  The official code gives all stages one ratio until the warm-up is over. Where a model's stages have different ones,
+  each goes its own way from 1.
+  """
   if not model.keep_ratios or epoch >= start + warmup:
     return None
-  return targets.keep_ratio_at_epoch(epoch, final=model.keep_ratios[0], start=start, warmup=warmup)
+  return tuple(
+    targets.keep_ratio_at_epoch(epoch, final=ratio, start=start, warmup=warmup)
+    for ratio in model.keep_ratios
+  )
 
 
 class CompiledSteps:
@@ -47,13 +57,15 @@ class CompiledSteps:
     """
     self._model, self._settings = model, settings
     ratios = model.keep_ratios
-    final = ratios[0] if ratios else 1.0
-    # The largest ratio of each part, the smallest first.
-    self._tops = [1.0 - (1.0 - final) * i / buckets for i in reversed(range(buckets))]
+    # The largest ratios of each part, the smallest first.
+    self._tops = [
+      tuple(1.0 - (1.0 - ratio) * part / buckets for ratio in ratios)
+      for part in reversed(range(buckets))
+    ]
     self._traces = 0
     self._masked = {
-      top: self._jit(make_step(model.clone(keep_ratios=(top,) * len(ratios))), **jit_options)
-      for top in self._tops
+      tops: self._jit(make_step(model.clone(keep_ratios=tops)), **jit_options)
+      for tops in self._tops
     }
     self._exact = {
       counts: self._jit(make_step(model.clone(keep_ratios=kept)), **jit_options)
@@ -71,19 +83,20 @@ class CompiledSteps:
 
   def keep_counts(self, epoch: int) -> tuple[int, ...]:
     """Return the search tokens left after each stage in an epoch, counted from 1."""
-    return self._model.stage_counts(self._ratio(epoch))
+    return self._model.stage_counts(self._ratios(epoch))
 
-  def _ratio(self, epoch: int) -> float | None:
+  def _ratios(self, epoch: int) -> tuple[float, ...] | None:
     settings = self._settings
     start, warmup = settings.elimination_start, settings.elimination_warmup
-    return scheduled_ratio(self._model, epoch, start=start, warmup=warmup)
+    return scheduled_ratios(self._model, epoch, start=start, warmup=warmup)
 
   def at_epoch(self, epoch: int) -> Callable:
     """Return the step of an epoch, counted from 1; it takes what the uncompiled step takes."""
-    ratio, counts = self._ratio(epoch), self.keep_counts(epoch)
-    if ratio is None or counts in self._exact:
+    ratios, counts = self._ratios(epoch), self.keep_counts(epoch)
+    if ratios is None or counts in self._exact:
       return self._exact[counts]
-    masked = self._masked[next(top for top in self._tops if ratio <= top)]
+    holds = (tops for tops in self._tops if all(map(operator.le, ratios, tops)))
+    masked = self._masked[next(holds)]
     traced = np.asarray(counts, np.int32)
     return lambda *arguments: masked(*arguments, traced)
 

@@ -11,6 +11,7 @@ from ostrack_jax.models import stark
 from ostrack_jax.models.candidates import PATCH_SIZE, template_token_indices
 from ostrack_jax.models.head import BRANCHES
 from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.models.other_heads import CORNERS
 
 # Dense peaks in FLOP/s from NVIDIA's data sheets, SXM where a chip comes in several forms: what a
 # product of bfloat16 matrices reaches at most, and one of float32 matrices. On Ampere and later XLA
@@ -61,7 +62,7 @@ def forward_macs(model: OSTrack, stage_counts: tuple[int, ...] | None = None) ->
     "attention products": 0,
     "candidate ranking": 0,
     "mlp": 0,
-    "head": search * _head_macs_per_cell(model.head_inputs, model.head_channels),
+    "head": _head_macs(model),
   }
   if model.is_two_stream:
     macs["fusion"] = _fusion_macs(model, template, search)
@@ -96,11 +97,15 @@ def _fusion_macs(model: OSTrack, template: int, search: int) -> int:
   return layers * encoder + decoder
 
 
-def _head_macs_per_cell(width: int, channels: int) -> int:
-  """Return the multiply-adds of all branches at one cell; padding counts as if it were multiplied."""
-  sizes = [width, *(channels // 2**layer for layer in range(4))]
-  blocks = sum(9 * inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
-  return sum(blocks + sizes[-1] * outputs for outputs in BRANCHES.values())
+def _head_macs(model: OSTrack) -> int:
+  """Return the head's multiply-adds; padding counts as if it were multiplied."""
+  inputs, channels = model.head_inputs, model.head_channels
+  if model.head == "mlp":
+    return 2 * inputs**2 + 4 * inputs
+  outputs = BRANCHES.values() if model.head == "center" else [1] * len(CORNERS)
+  sizes = [inputs, *(channels // 2**layer for layer in range(4))]
+  blocks = sum(9 * before * after for before, after in itertools.pairwise(sizes))
+  return model.search_grid**2 * sum(blocks + sizes[-1] * count for count in outputs)
 
 
 def training_flops(model: OSTrack, stage_counts: tuple[int, ...] | None = None) -> float:

@@ -68,11 +68,14 @@ def total_loss(output, target_xywh, weights: LossWeights) -> tuple[jax.Array, di
 
   Returns:
     (scalar, {"loss", "giou", "l1", "focal", "iou"}), each a mean over the batch, so that the numbers
-    do not depend on how many devices share it.
+    do not depend on how many devices share it. Focal is 0 for a head without a score map.
   """
-  score_map = output.score_map[..., 0]
-  target_map = targets.score_map_targets(target_xywh, score_map.shape[1])
-  focal = focal_loss(score_map, target_map)
+  if output.score_map is None:
+    focal = jnp.zeros(())
+  else:
+    score_map = output.score_map[..., 0]
+    target_map = targets.score_map_targets(target_xywh, score_map.shape[1])
+    focal = focal_loss(score_map, target_map)
   giou, l1, overlap = box_losses(output.boxes_cxcywh, target_xywh)
   loss = weights.focal * focal + weights.giou * giou + weights.l1 * l1
   return loss, {"loss": loss, "giou": giou, "l1": l1, "focal": focal, "iou": overlap.mean()}

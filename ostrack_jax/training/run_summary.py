@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import cost
-from ostrack_jax.training.compiled_steps import scheduled_ratio
+from ostrack_jax.training.compiled_steps import scheduled_ratios
 from ostrack_jax.training.optimizer import OptimizerSettings, scaled_to_batch
 
 _GIB = 2**30
@@ -102,6 +102,9 @@ def _part_of(names: Sequence[str]) -> str:
   prefixes = {
     "patch_embed": "patch embedding",
     "pos_embed": "position tables",
+    "template_segment": "position tables",
+    "search_segment": "position tables",
+    "relative_position": "position tables",
     "blocks_": "blocks",
     "norm": "norm",
   }
@@ -151,7 +154,7 @@ def _residual_bytes(model: OSTrack, variables: Mapping, batch_size: int) -> int:
         rngs={"drop_path": jax.random.key(0)},
         mutable=["batch_stats"],
       )
-      return output.score_map, output.size_map, output.offset_map
+      return output.score_map, output.size_map, output.offset_map, output.boxes_cxcywh
 
     # The function that vjp returns is a tree whose leaves are what it keeps.
     _, backward = jax.vjp(maps, variables["params"])
@@ -236,8 +239,8 @@ def counts_by_epoch(
 ) -> list[tuple[int, ...]]:
   """Return the search tokens left after each stage in epochs 1, 2, ..."""
   schedule = {"start": elimination_start, "warmup": elimination_warmup}
-  ratios = (scheduled_ratio(model, epoch, **schedule) for epoch in range(1, epochs + 1))
-  return [model.stage_counts(ratio) for ratio in ratios]
+  ratios = (scheduled_ratios(model, epoch, **schedule) for epoch in range(1, epochs + 1))
+  return [model.stage_counts(own) for own in ratios]
 
 
 def largest_model(model: OSTrack, counts: Sequence[tuple[int, ...]]) -> OSTrack:

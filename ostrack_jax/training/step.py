@@ -68,7 +68,7 @@ def make_train_step(
         mutable=["batch_stats"],
       )
       loss, parts = total_loss(output, part["search_box_xywh"], weights)
-      return loss, (parts, updated["batch_stats"])
+      return loss, (parts, updated.get("batch_stats", {}))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:

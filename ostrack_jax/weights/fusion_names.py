@@ -79,11 +79,15 @@ def _positions(part: str, width: int, grids: tuple[int, int]) -> list[Entry]:
       entries += linear(f"{name}.pos_q_linear", (*path, "pos_q_linear"), width, width)
     entries += linear(f"{name}.pos_k_linear", (*path, "pos_k_linear"), width, width)
   # Every offset within and between the two images, for queries of both or of the search region alone.
-  queries = grids if part == "encoder" else grids[1:]
-  count = sum((mine + other - 1) ** 2 for mine in queries for other in grids)
+  count = count_offsets(grids if part == "encoder" else grids[1:], grids)
   name = f"{part}.rpe_bias_table.relative_position_bias_table"
   shape = (_SWINTRACK_HEADS, count)
   return [*entries, Entry(name, shape, (*here, "rpe_bias_table"), "same")]
+
+
+def count_offsets(queries: tuple[int, ...], keys: tuple[int, ...]) -> int:
+  """Return how many offsets there are from grids of so many tokens a side to others, image by image."""
+  return sum((mine + other - 1) ** 2 for mine in queries for other in keys)
 
 
 def _swintrack(layers: int, width: int, grids: tuple[int, int]) -> list[Entry]:

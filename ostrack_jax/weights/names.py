@@ -12,18 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ostrack_jax.weights import entries as entries_lib
-from ostrack_jax.weights import fusion_names
+from ostrack_jax.weights import fusion_names, head_names
 from ostrack_jax.weights.entries import Entry
 
 PATCH_SIZE = 16
-_BRANCHES = {"ctr": 1, "offset": 2, "size": 2}
+# The names of the official code, which has them switched off.
+IDENTITY_EMBEDDINGS = ("template_segment_pos_embed", "search_segment_pos_embed")
+RELATIVE_POSITIONS = "relative_position_bias_table"
 _PRETRAINED_TOKENS = 14 * 14 + 1
 _AXES_FROM_TORCH = {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
 _AXES_TO_TORCH = {"same": None, "linear": (1, 0), "conv": (3, 2, 0, 1)}
 
 
 class Dimensions(NamedTuple):
-  """What the shapes of an official state dict say; sizes in pixels; relation as OSTrack has it."""
+  """What names and shapes of an official state dict say; sizes in pixels; the rest as OSTrack has it.
+
+  bias_heads: attention heads of the table of relative positions, 0 where there is none.
+  """
 
   width: int
   depth: int
@@ -32,6 +37,9 @@ class Dimensions(NamedTuple):
   search_size: int
   relation: str = "one_stream"
   relation_layers: int = 0
+  head: str = "center"
+  identity_embeddings: bool = False
+  bias_heads: int = 0
 
 
 def dimensions_of(model: Any) -> Dimensions:
@@ -45,12 +53,18 @@ def dimensions_of(model: Any) -> Dimensions:
     model.search_size,
     model.relation,
     model.fusion_layers,
+    model.head,
+    model.identity_embeddings,
+    sizes["num_heads"] if model.relative_positions else 0,
   )
 
 
 def table(dimensions: Dimensions) -> list[Entry]:
   """Return every tensor of the official model, in its registration order."""
-  return _backbone(dimensions) + _fusion(dimensions) + _head(dimensions)
+  is_stark = dimensions.relation == "stark"
+  inputs = fusion_names.STARK_CHANNELS if is_stark else dimensions.width
+  head = head_names.table(dimensions.head, inputs, dimensions.head_channels)
+  return _backbone(dimensions) + _fusion(dimensions) + head
 
 
 def _fusion(dimensions: Dimensions) -> list[Entry]:
@@ -67,9 +81,15 @@ def _backbone(dimensions: Dimensions) -> list[Entry]:
     Entry("backbone.cls_token", (1, 1, width), ("unused", "cls_token"), "same"),
     Entry("backbone.pos_embed", (1, _PRETRAINED_TOKENS, width), ("unused", "pos_embed"), "same"),
   ]
-  for suffix, size in (("z", dimensions.template_size), ("x", dimensions.search_size)):
-    shape = (1, (size // PATCH_SIZE) ** 2, width)
-    name = f"pos_embed_{suffix}"
+  grids = (dimensions.template_size // PATCH_SIZE, dimensions.search_size // PATCH_SIZE)
+  tables: dict[str, tuple[int, ...]] = {
+    f"pos_embed_{image}": (1, grid**2, width) for image, grid in zip("zx", grids)
+  }
+  if dimensions.identity_embeddings:
+    tables |= dict.fromkeys(IDENTITY_EMBEDDINGS, (1, 1, width))
+  if dimensions.bias_heads:
+    tables[RELATIVE_POSITIONS] = (dimensions.bias_heads, fusion_names.count_offsets(grids, grids))
+  for name, shape in tables.items():
     entries.append(Entry(f"backbone.{name}", shape, (*root, name), "same"))
   entries += entries_lib.conv(
     "backbone.patch_embed.proj", (*root, "patch_embed", "proj"), 3, width, PATCH_SIZE
@@ -83,29 +103,6 @@ def _backbone(dimensions: Dimensions) -> list[Entry]:
     entries += entries_lib.linear(f"{block}.mlp.fc1", (*path, "mlp", "fc1"), width, 4 * width)
     entries += entries_lib.linear(f"{block}.mlp.fc2", (*path, "mlp", "fc2"), 4 * width, width)
   return entries + entries_lib.affine("backbone.norm", (*root, "norm"), width)
-
-
-def _head(dimensions: Dimensions) -> list[Entry]:
-  entries = []
-  for branch, outputs in _BRANCHES.items():
-    is_stark = dimensions.relation == "stark"
-    channels = fusion_names.STARK_CHANNELS if is_stark else dimensions.width
-    for layer in range(4):
-      inputs, channels = channels, dimensions.head_channels // 2**layer
-      here = f"conv{layer + 1}_{branch}"
-      name, path = f"box_head.{here}", ("params", "box_head", here)
-      entries += entries_lib.conv(f"{name}.0", (*path, "conv"), inputs, channels, 3)
-      entries += entries_lib.affine(f"{name}.1", (*path, "bn"), channels)
-      for statistic in ("mean", "var"):
-        target = ("batch_stats", "box_head", here, "bn", statistic)
-        entries.append(Entry(f"{name}.1.running_{statistic}", (channels,), target, "same"))
-      counter = ("unused", "num_batches_tracked", here)
-      entries.append(Entry(f"{name}.1.num_batches_tracked", (), counter, "same"))
-    last = f"conv5_{branch}"
-    entries += entries_lib.conv(
-      f"box_head.{last}", ("params", "box_head", last), channels, outputs, 1
-    )
-  return entries
 
 
 def torch_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -136,12 +133,20 @@ def torch_dimensions(state: Mapping[str, np.ndarray], source: str) -> Dimensions
         f"{source}: 'backbone.pos_embed_{suffix}' has {tokens} positions; expected a square grid"
       )
     sizes.append(grid * PATCH_SIZE)
-  channels = shape("box_head.conv1_ctr.0.weight", 4)[0]
+  head = head_names.head_of(state)
+  first = head_names.FIRST[head]
+  # Of an MLP all layers but the last are as wide as what it sees.
+  channels = 256 if head == "mlp" else shape(first, 4)[0]
   relation = fusion_names.relation_of(state)
   layers = count_blocks(state, fusion_names.ENCODERS[relation]) if relation != "one_stream" else 0
   depth = count_blocks(state, "backbone.blocks.")
   template, search = sizes
-  return Dimensions(width, depth, channels, template, search, relation, layers)
+  identity = any(f"backbone.{name}" in state for name in IDENTITY_EMBEDDINGS)
+  offsets = f"backbone.{RELATIVE_POSITIONS}"
+  heads = shape(offsets, 2)[0] if offsets in state else 0
+  return Dimensions(
+    width, depth, channels, template, search, relation, layers, head, identity, heads
+  )
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
@@ -189,7 +194,7 @@ def variables_from_torch(
       f"{source} has the tensor {unexpected[0]!r} of shape {state[unexpected[0]].shape}, which "
       f"OSTrack does not have{_and_more(len(unexpected))}"
     )
-  variables: dict[str, Any] = {}
+  variables: dict[str, Any] = {} if prefix else {"batch_stats": {}}
   for entry in entries:
     if entry.name not in state:
       continue

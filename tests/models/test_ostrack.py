@@ -29,7 +29,7 @@ def _inputs(batch=2, template=48, search=96):
 
 def _variables(model, **kwargs):
   template, search = _inputs(1, model.template_size, model.search_size)
-  return jax.jit(lambda key: model.init(key, template, search, **kwargs))(jax.random.key(0))
+  return model.lazy_init(jax.random.key(0), template, search, **kwargs)
 
 
 @pytest.fixture(scope="module")

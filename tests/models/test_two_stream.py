@@ -13,7 +13,7 @@ import pytest
 from ostrack_jax import convert, loading
 from ostrack_jax.description import describe
 from ostrack_jax.initial_weights import read_initial_weights
-from ostrack_jax.models import stark, swintrack
+from ostrack_jax.models import relative_positions, stark
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.sharding import batch_sharding, make_mesh, replicated
 from ostrack_jax.tracking import tracker, weights
@@ -166,12 +166,12 @@ def test_pytorchs_layers_give_the_numbers_of_starks():
 
 
 def test_offsets_are_numbered_by_image_and_distance():
-  index, count = swintrack.offset_index(2, 3, search_only=False)
+  index, count = relative_positions.offset_index(2, 3, search_only=False)
   assert index.shape == (13, 13) and count == 3**2 + 5**2 + 2 * 4**2
   # Cell (0, 0) to (1, 1) is as far within the template as within the search region, and yet another offset.
   assert index[0, 3] != index[4, 8] and index[4, 8] == index[8, 12] == index[5, 9]
   assert index[0, 8] == index[0, 4 + 4] != index[4, 4 + 4]
-  index, count = swintrack.offset_index(2, 3, search_only=True)
+  index, count = relative_positions.offset_index(2, 3, search_only=True)
   assert index.shape == (9, 13) and count == 5**2 + 4**2
   assert sorted(set(index.ravel())) == list(range(count))
 
@@ -280,7 +280,11 @@ def test_tracking_computes_the_template_once_and_lanes_agree(relation, monkeypat
   np.testing.assert_allclose(result.boxes_xywh[1], found[0], atol=1e-3)
   # The network itself, on the crops that it was given.
   prepared = weights.prepare(checkpoint.model, checkpoint.variables)
-  assert {path[0] for path in prepared.arrays} == {"backbone", "fusion", "head"}
+  assert {path[1] if path[0] == "params" else path[0] for path in prepared.arrays} == {
+    "backbone",
+    "fusion",
+    "head",
+  }
 
 
 def test_multiply_adds_are_those_of_the_products_in_the_program():

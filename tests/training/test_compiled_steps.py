@@ -88,3 +88,19 @@ def test_a_model_without_elimination_has_one_step():
   for epoch in (1, 5, 50):
     steps.at_epoch(epoch)()
   assert traced == [()]
+
+
+def test_stages_of_different_ratios_go_their_own_way_inside_the_buckets():
+  model = OSTrack(keep_ratios=(0.9, 0.7, 0.5))
+  steps, traced = trace_steps(model, buckets=3)
+  for epoch in range(1, 121):
+    counts = steps.keep_counts(epoch)
+    given = steps.at_epoch(epoch)()
+    if not isinstance(given, int):
+      capacity = model.clone(keep_ratios=traced[-1]).stage_counts()
+      assert tuple(given.tolist()) == counts
+      assert all(kept <= held for kept, held in zip(counts, capacity))
+  # Half way down the cosine every stage is half way: 0.95, 0.85, 0.75.
+  assert steps.keep_counts(60) == model.stage_counts((0.95, 0.85, 0.75))
+  assert steps.keep_counts(100) == model.stage_counts()
+  assert steps.compiled() == 5

@@ -111,7 +111,7 @@ def test_two_steps_of_fixed_shape_equal_the_official_ones(keep, golden):
 def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden):
   expected, model, state, compiled, batch = _golden_run(golden, keep_ratios=(1.0,) * 3)
   for keep in (1.0, 0.85, 0.7):
-    counts = np.asarray(model.stage_counts(keep), np.int32)
+    counts = np.asarray(model.stage_counts((keep,) * 3), np.int32)
     _check_two_steps(expected, model, state, compiled, batch, keep, counts)
   assert compiled._cache_size() == 1
 
@@ -119,7 +119,7 @@ def test_two_masked_steps_equal_the_official_ones_with_one_compilation(golden):
 def test_a_bucket_equals_the_official_steps(golden):
   # Capacities of ratio 0.9, counts of 0.85: what a compiled bucket of the warm-up does.
   expected, model, state, compiled, batch = _golden_run(golden, keep_ratios=(0.9,) * 3)
-  counts = np.asarray(model.stage_counts(0.85), np.int32)
+  counts = np.asarray(model.stage_counts((0.85,) * 3), np.int32)
   assert all(counts < model.stage_counts())
   _check_two_steps(expected, model, state, compiled, batch, 0.85, counts)
 

@@ -206,7 +206,18 @@ def test_variables_that_do_not_fit_are_named(change, words):
 
 
 def test_dimensions_are_read_off_the_shapes():
-  assert names.torch_dimensions(_state(), "f.pth") == (8, 2, 8, 32, 64, "one_stream", 0)
+  assert names.torch_dimensions(_state(), "f.pth") == (
+    8,
+    2,
+    8,
+    32,
+    64,
+    "one_stream",
+    0,
+    "center",
+    False,
+    0,
+  )
 
 
 @pytest.mark.parametrize(
