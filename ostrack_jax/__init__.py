@@ -1,6 +1,6 @@
 """OSTrack visual object tracking in JAX and Flax.
 
-`load` and `Tracker` are resolved on first use, so that data workers can import this package without
+`load`, `Tracker` and the others are resolved on first use, so that data workers can import this package without
 starting jax.
 """
 
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
   "Checkpoint": "ostrack_jax.loading",
   "load": "ostrack_jax.loading",
+  "MultiTracker": "ostrack_jax.tracking.multi_tracker",
   "Tracker": "ostrack_jax.tracking.tracker",
   "TrackResult": "ostrack_jax.tracking.tracker",
 }

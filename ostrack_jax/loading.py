@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,7 +40,12 @@ class Checkpoint:
 
 
 def load(
-  path: str | os.PathLike, num_heads: int | None = None, dtype: str | None = None
+  path: str | os.PathLike,
+  num_heads: int | None = None,
+  dtype: str | None = None,
+  *,
+  keep_ratios: float | Sequence[float] | None = None,
+  elimination_layers: Sequence[int] | None = None,
 ) -> Checkpoint:
   """Load a checkpoint.
 
@@ -50,15 +56,64 @@ def load(
     num_heads: attention heads where width / 64 is wrong; files do not say.
     dtype: to compute in, `float32` or `bfloat16`; None for what the checkpoint says, which for files is
       float32. The weights are kept as they are.
+    keep_ratios, elimination_layers: in place of the checkpoint's, see change_elimination. As with dtype,
+      the description stays the checkpoint's own.
 
   Raises:
     FileNotFoundError: there is nothing at the path.
-    ValueError: what is there is not a checkpoint, or does not fit num_heads; says what to do.
+    ValueError: what is there is not a checkpoint, or does not fit the other arguments; says what to do.
   """
   checkpoint = _load(pathlib.Path(path), num_heads)
-  if dtype is None:
-    return checkpoint
-  return dataclasses.replace(checkpoint, model=checkpoint.model.clone(dtype=dtype))
+  model = change_elimination(checkpoint.model, keep_ratios, elimination_layers)
+  if dtype is not None:
+    model = model.clone(dtype=dtype)
+  return dataclasses.replace(checkpoint, model=model)
+
+
+def change_elimination(
+  model: OSTrack,
+  keep_ratios: float | Sequence[float] | None = None,
+  elimination_layers: Sequence[int] | None = None,
+) -> OSTrack:
+  """Return the model with candidates eliminated elsewhere, or other shares of them kept; its weights still fit.
+
+  Args:
+    keep_ratios: one for all stages, or one for each; None for the model's. Where all are 1 nothing is
+      eliminated, and the result is that of no stages.
+    elimination_layers: blocks, from 0, that eliminate; () for none, None for the model's.
+
+  Raises:
+    ValueError: the model is two-stream, it has no stages that keep_ratios could be for, there are not as
+      many ratios as stages, a ratio lies outside (0, 1], or layers are not increasing blocks of the model.
+  """
+  if keep_ratios is None and elimination_layers is None:
+    return model
+  if model.is_two_stream:
+    raise ValueError(
+      f"relation {model.relation!r} has no candidates to eliminate; leave keep_ratios and "
+      "elimination_layers away"
+    )
+  layers = tuple(model.elimination_layers if elimination_layers is None else elimination_layers)
+  if keep_ratios is None:
+    same = len(set(model.keep_ratios)) == 1 and elimination_layers is not None
+    ratios = model.keep_ratios[:1] if same else model.keep_ratios
+    ratios = ratios if layers else ()
+  else:
+    ratios = (keep_ratios,) if isinstance(keep_ratios, int | float) else tuple(keep_ratios)
+  if ratios and all(ratio == 1 for ratio in ratios) and len(ratios) in (1, len(layers)):
+    layers, ratios = (), ()
+  if ratios and not layers:
+    raise ValueError(
+      f"keep_ratios {ratios} are for no stage; give elimination_layers, such as 3,6,9, too"
+    )
+  if len(ratios) == 1:
+    ratios *= len(layers)
+  if len(ratios) != len(layers):
+    raise ValueError(
+      f"keep_ratios {ratios} do not fit elimination_layers {layers}; give one ratio for all stages, or "
+      "one for each"
+    )
+  return model.clone(elimination_layers=layers, keep_ratios=ratios)
 
 
 def _load(path: pathlib.Path, num_heads: int | None) -> Checkpoint:

@@ -1,37 +1,71 @@
-"""Track one target through a video, without a display.
+"""Track targets through a video, without a display.
 
   python -m ostrack_jax.track --checkpoint=PATH --source=VIDEO_OR_FRAME_FOLDER \\
     --init_box=x,y,w,h --output=OUT.mp4 --boxes=OUT.csv
+  ffmpeg -i VIDEO -f rawvideo -pix_fmt rgb24 - | python -m ostrack_jax.track --checkpoint=PATH \\
+    --source=- --frame_size=1280x720 --init_boxes=STARTS.txt --json=OUT.jsonl
 
-The box is given in pixels of the first frame: left, top, width, height. OUT.mp4 shows the track;
-OUT.csv has a row a frame: frame (from 0), x, y, w, h in pixels, and score, the network's confidence
-from 0 to 1 (nan in the first frame, whose box is the given one).
+A box is given in pixels: left, top, width, height. Several objects, from --init_box given again or
+from --init_boxes, are found by one call of the network a frame. Objects and frames count from 0.
+OUT.mp4 shows the tracks. OUT.csv has a row for every object in every frame: frame, object, x, y, w, h
+in pixels; score, the network's from 0 to 1, empty where the box is the given one; confidence and visible, empty
+without a calibrator. Ctrl-C ends the track and leaves complete files.
 """
 
 import contextlib
+import dataclasses
+import functools
+import io
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line, visualization
+from ostrack_jax import command_line, elimination_flags, track_drawing, track_outputs
+from ostrack_jax.tracking import streams
+from ostrack_jax.tracking.frames import FrameSource, ImageFrames
+
+_Box = tuple[float, float, float, float]
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
   "checkpoint", None, "converted folder, training work folder or its checkpoints/STEP, or official .pth/.pth.tar file", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_string(
-  "source", None, "video file, folder of images, or pattern of images ('clip/*.png')", flag_values=FLAGS
+  "source", None, "video file, folder of images, pattern of images ('clip/*.png'), a camera's number, or - for raw frames on standard input", flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_string("init_box", None, "x,y,w,h in pixels of the first frame", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+  "init_box", [], "x,y,w,h in pixels of the first frame; again for every further object", flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_string(
+  "init_boxes", None, "text file of objects, a line each: frame,x,y,w,h, where frame (from 0) is the one they start in", flag_values=FLAGS
+)  # fmt: skip
 flags.DEFINE_string("output", None, "annotated video to write, .mp4", flag_values=FLAGS)
 flags.DEFINE_string("boxes", None, "boxes and scores to write, .csv", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "the same as a JSON object a line", flag_values=FLAGS)
+flags.DEFINE_string("mot", None, "the same as MOTChallenge text", flag_values=FLAGS)
+flags.DEFINE_bool("show", False, "show the tracks in a window; q or Escape ends", flag_values=FLAGS)
 flags.DEFINE_bool("overwrite", False, "replace files that exist", flag_values=FLAGS)
+flags.DEFINE_string("frame_size", None, "WIDTHxHEIGHT of raw frames", flag_values=FLAGS)
+flags.DEFINE_enum(
+  "pixel_format", "rgb24", list(streams.PIXEL_FORMATS), "of raw frames", flag_values=FLAGS
+)
+flags.DEFINE_float(
+  "fps", None, "frames per second of --output; by default the source's, 30 where it says none", 0.01, 999, flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_multi_string(
+  "colour", [], f"of an object, #rrggbb or one of {', '.join(track_drawing.PALETTE)}; again for further ones", flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_integer(
+  "line_width", None, "of boxes, in pixels; by default to suit the frame", flag_values=FLAGS
+)
+flags.DEFINE_integer("trail", 0, "frames back that an object's way is drawn", flag_values=FLAGS)
+flags.DEFINE_bool("inset", False, "show the search regions in a corner", flag_values=FLAGS)
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
 )  # fmt: skip
@@ -41,9 +75,10 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
   "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=FLAGS
 )  # fmt: skip
+elimination_flags.define(FLAGS)
 
 
-def parse_box(text: str) -> tuple[float, float, float, float]:
+def parse_box(text: str) -> _Box:
   """Return four numbers written as x,y,w,h; raises ValueError for anything else."""
   try:
     x, y, w, h = (float(part) for part in text.split(","))
@@ -54,14 +89,50 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
   return x, y, w, h
 
 
-def check_outputs(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
+def read_starts(path: pathlib.Path) -> dict[int, list[_Box]]:
+  """Read --init_boxes: frame number to the boxes that start there, in the file's order.
+
+  Numbers are parted by commas or blanks; empty lines, a heading and what follows # are passed over.
+
+  Raises:
+    ValueError: a line is something else, which is named, or there is none.
+    OSError: the file cannot be read.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f"--init_boxes={path} does not exist")
+  starts: dict[int, list[_Box]] = {}
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    words = line.partition("#")[0].replace(",", " ").split()
+    if not words or (words[0] == "frame" and not starts):
+      continue
+    frame, box = -1, []
+    with contextlib.suppress(ValueError):
+      frame, box = int(words[0]), [float(word) for word in words[1:]]
+    if frame < 0 or len(box) != 4:
+      raise ValueError(
+        f"{path} line {number} is {line.strip()!r}; expected frame,x,y,w,h: a frame's number from 0, then "
+        "left, top, width, height in pixels"
+      )
+    starts.setdefault(frame, []).append((box[0], box[1], box[2], box[3]))
+  if not starts:
+    raise ValueError(f"{path} holds no box; expected lines of frame,x,y,w,h")
+  return starts
+
+
+def check_outputs(paths: Mapping[str, pathlib.Path], overwrite: bool) -> None:
   """Refuse outputs that could not be written in the end, or would replace a file.
+
+  Args:
+    paths: by the flag that names it.
 
   Raises ValueError or an OSError that names the path and the cure.
   """
-  if len({path.resolve() for path in paths}) < len(paths):
-    raise ValueError(f"--output and --boxes both name {paths[0]}; give two files")
-  for path in paths:
+  flag_of: dict[pathlib.Path, str] = {}
+  for flag, path in paths.items():
+    other = flag_of.setdefault(path.resolve(), flag)
+    if other != flag:
+      raise ValueError(f"--{other} and --{flag} both name {path}; give two files")
+  for path in paths.values():
     if not path.parent.is_dir():
       raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
     if path.is_dir():
@@ -72,86 +143,120 @@ def check_outputs(paths: Sequence[pathlib.Path], overwrite: bool) -> None:
       raise FileExistsError(f"{path} exists; pass --overwrite to replace it")
 
 
-def track_to_files(
-  tracker,
-  frames: Iterable[np.ndarray],
-  init_box_xywh: Sequence[float],
-  *,
-  fps: float,
-  output: pathlib.Path | None,
-  boxes: pathlib.Path | None,
-  progress: Callable[[], object] | None = None,
-) -> list[float]:
-  """Track a sequence and write the annotated video, the boxes, or both.
+def _paths() -> dict[str, pathlib.Path]:
+  """Return the files to write by their flags; raises where they cannot be."""
+  given = {name: FLAGS[name].value for name in ("output", "boxes", "json", "mot")}
+  paths = {name: pathlib.Path(value) for name, value in given.items() if value}
+  if not paths and not FLAGS.show:
+    raise ValueError(
+      "give --output=OUT.mp4, --boxes=OUT.csv, --json=OUT.jsonl, --mot=OUT.txt, or several; or --show"
+    )
+  if "output" in paths and paths["output"].suffix.lower() != ".mp4":
+    raise ValueError(f"--output={paths['output']} must end in .mp4")
+  source = pathlib.Path(FLAGS.source)
+  if any(path.resolve() == source.resolve() for path in paths.values()):
+    raise ValueError(f"{source} is the source; write to another file")
+  check_outputs(paths, FLAGS.overwrite)
+  if FLAGS.show:
+    track_outputs.check_display()
+  return paths
 
-  Nothing is left behind when something raises, as engine.track_frames and VideoWriter do. Returns
-  the seconds that each frame spent in the tracker.
-  """
-  from ostrack_jax.tracking import engine  # Starts jax.
 
-  seconds = []
-  with contextlib.ExitStack() as files:
-    video = files.enter_context(visualization.VideoWriter(output, fps)) if output else None
-    table = None
-    if boxes:
-      temporary = files.enter_context(visualization.written_whole(boxes))
-      table = files.enter_context(temporary.open("w", encoding="utf-8"))
-      table.write("frame,x,y,w,h,score\n")
-    for index, tracked in enumerate(engine.track_frames(tracker, frames, init_box_xywh)):
-      if video is not None:
-        label = f"{tracked.score:.2f}" if index else ""
-        video.write(visualization.draw_box(tracked.image, tracked.box_xywh, label))
-      if table is not None:
-        numbers = ",".join(f"{value:.4f}" for value in tracked.box_xywh.tolist())
-        table.write(f"{index},{numbers},{tracked.score:.6f}\n")
-      seconds.append(tracked.seconds)
-      if progress is not None:
-        progress()
-  return seconds
+def _starts() -> dict[int, list[_Box]]:
+  """Return frame number to the boxes that start there; those of --init_box come first."""
+  starts = {0: [parse_box(text) for text in FLAGS.init_box]} if FLAGS.init_box else {}
+  if FLAGS.init_boxes:
+    for frame, boxes in read_starts(pathlib.Path(FLAGS.init_boxes)).items():
+      starts.setdefault(frame, []).extend(boxes)
+  return starts
+
+
+def _drawing(numbered: bool) -> track_drawing.DrawingOptions:
+  colours = [track_drawing.parse_colour(text) for text in FLAGS.colour]
+  options = track_drawing.DrawingOptions(
+    line_width=FLAGS.line_width, trail=FLAGS.trail, inset=FLAGS.inset, numbered=numbered
+  )
+  return dataclasses.replace(options, colours=colours) if colours else options
+
+
+def _outputs(
+  paths: Mapping[str, pathlib.Path], drawing: track_drawing.DrawingOptions, frames: FrameSource
+) -> list[track_outputs.Output]:
+  painter = track_drawing.TrackPainter(drawing)
+  fps = frames.fps if FLAGS.fps is None else FLAGS.fps
+  kinds = {
+    "output": functools.partial(track_outputs.AnnotatedVideo, fps=fps, painter=painter),
+    "boxes": track_outputs.CsvTable,
+    "json": track_outputs.JsonLines,
+    "mot": track_outputs.MotText,
+  }
+  outputs: list[track_outputs.Output] = [kinds[name](path) for name, path in paths.items()]
+  if FLAGS.show:
+    outputs.append(track_outputs.LiveWindow(frames.name, painter))
+  return outputs
+
+
+def _check_starts(starts: Mapping[int, object], count: int, name: str) -> None:
+  if max(starts) >= count:
+    raise ValueError(
+      f"an object starts in frame {max(starts)}, but {name} has {count} frames, 0 to {count - 1}"
+    )
 
 
 def _track() -> int:
-  absent = [f"--{name}" for name in ("checkpoint", "source", "init_box") if not FLAGS[name].value]
+  absent = [f"--{name}" for name in ("checkpoint", "source") if not FLAGS[name].value]
+  if not (FLAGS.init_box or FLAGS.init_boxes):
+    absent.append("--init_box")
   if absent:
     raise ValueError(f"{' and '.join(absent)} missing (see --help)")
-  output = pathlib.Path(FLAGS.output) if FLAGS.output else None
-  boxes = pathlib.Path(FLAGS.boxes) if FLAGS.boxes else None
-  if output is None and boxes is None:
-    raise ValueError("give --output=OUT.mp4, --boxes=OUT.csv, or both")
-  if output is not None and output.suffix.lower() != ".mp4":
-    raise ValueError(f"--output={output} must end in .mp4")
-  paths = [path for path in (output, boxes) if path is not None]
-  source = pathlib.Path(FLAGS.source)
-  if any(path.resolve() == source.resolve() for path in paths):
-    raise ValueError(f"{source} is the source; write to another file")
-  check_outputs(paths, FLAGS.overwrite)
-  init_box = parse_box(FLAGS.init_box)
-  from ostrack_jax.tracking.frames import open_frames
-
-  frames = open_frames(FLAGS.source)
+  paths, starts = _paths(), _starts()
+  count = sum(map(len, starts.values()))
+  drawing = _drawing(numbered=count > 1)
+  elimination = elimination_flags.read(FLAGS)
+  frames = streams.open_source(
+    # Unbuffered, since nobody else can leave a buffer while a thread waits in it.
+    FLAGS.source, io.FileIO(0, closefd=False), FLAGS.frame_size, FLAGS.pixel_format
+  )  # fmt: skip
+  if isinstance(frames, ImageFrames):
+    _check_starts(starts, len(frames), frames.name)
   # Late, so that a wrong argument is named at once.
-  from ostrack_jax import Tracker, load
+  from ostrack_jax import MultiTracker, load
 
-  tracker = Tracker(
-    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype),
+  tracker = MultiTracker(
+    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **elimination),
+    max_objects=count,
     search_factor=FLAGS.search_factor,
   )
+  drawing = dataclasses.replace(drawing, search_factor=tracker.search_factor)
+  outputs = _outputs(paths, drawing, frames)
   with tqdm(frames, unit="frame", disable=None, desc=frames.name) as progress:
-    seconds = track_to_files(
-      tracker,
-      frames,
-      init_box,
-      fps=frames.fps,
-      output=output,
-      boxes=boxes,
-      progress=progress.update,
+    ending = track_outputs.write_tracks(
+      tracker.track(frames, starts, is_live=frames.is_live),
+      outputs,
+      frames.is_live,
+      progress.update,
     )
-  speed = ""
-  if len(seconds) > 1:
-    # The median, since the first update compiles.
-    speed = f", {1 / float(np.median(seconds[1:])):.1f} frames/s in the tracker"
-  print(f"{len(seconds)} frames{speed}; written: {', '.join(map(str, paths))}")
+  _report(ending, outputs, paths)
+  if isinstance(ending.stopped_by, KeyboardInterrupt):
+    print(f"ostrack-track: interrupted after {ending.frames} frames", file=sys.stderr)
+    return 130
+  if ending.stopped_by is not None:
+    raise ending.stopped_by
+  if not any(output.is_closed for output in outputs):
+    _check_starts(starts, ending.frames, frames.name)
   return 0
+
+
+def _report(ending: track_outputs.Ending, outputs, paths: Mapping[str, pathlib.Path]) -> None:
+  speed = ""
+  if ending.frames > 2:
+    alone = 1 / float(np.median(ending.seconds[1:]))
+    speed = f", {ending.per_second:.1f} frames/s ({alone:.1f} in the tracker)"
+  written = f"; written: {', '.join(map(str, paths.values()))}" if paths else ""
+  print(f"{ending.frames} frames{speed}{written}")
+  for output in outputs:
+    if isinstance(output, track_outputs.AnnotatedVideo) and output.codec != "h264":
+      print("the video is MPEG-4 Part 2, which browsers do not play; for H.264: pip install av")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,7 +267,8 @@ def main(argv: Sequence[str]) -> int:
   except (ValueError, OSError) as error:
     sys.exit(f"ostrack-track: {error}")
   except KeyboardInterrupt:
-    sys.exit("ostrack-track: interrupted; nothing was written")
+    print("ostrack-track: interrupted; nothing was written", file=sys.stderr)
+    return 130
 
 
 def run() -> None:

@@ -1,6 +1,8 @@
 """Boxes, eliminated candidates and videos for people to look at. Images are RGB uint8."""
 
 import contextlib
+import fractions
+import functools
 import os
 import pathlib
 import sys
@@ -35,6 +37,7 @@ def draw_box(
   box_xywh,
   label: str = "",
   colour: tuple[int, int, int] = TRACK_COLOUR,
+  thickness: int | None = None,
 ) -> np.ndarray:
   """Return a copy of a frame with a box and, above it, a label.
 
@@ -43,13 +46,14 @@ def draw_box(
     box_xywh: four numbers, pixels of the frame; nothing is drawn for one that is not finite.
     label: ASCII text.
     colour: RGB of the outline; the label stands on it.
+    thickness: of the outline in pixels; None for line_width's.
   """
   image = np.ascontiguousarray(frame).copy()
   box = np.asarray(box_xywh, np.float64)
   if not np.isfinite(box).all():
     return image
   height, width = image.shape[:2]
-  thickness = max(1, round(min(height, width) / 240))
+  thickness = thickness or line_width(image)
   # cv2 takes 32-bit integers; far outside the frame the exact place does not matter.
   corners = np.clip(np.array([*box[:2], *(box[:2] + box[2:])]), -1e6, 1e6)
   left, top, right, bottom = (round(v) for v in corners.tolist())
@@ -57,14 +61,20 @@ def draw_box(
   if label:
     scale = max(0.35, min(height, width) / 720)
     font = cv2.FONT_HERSHEY_SIMPLEX
-    (text_width, text_height), below = cv2.getTextSize(label, font, scale, thickness)
-    text_width += 2 * thickness
+    stroke = line_width(image)
+    (text_width, text_height), below = cv2.getTextSize(label, font, scale, stroke)
+    text_width += 2 * stroke
     x = min(max(left, 0), max(width - text_width, 0))
     y = min(max(top - below - thickness, text_height), height - below)
     cv2.rectangle(image, (x, y - text_height), (x + text_width, y + below), colour, -1)
     ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
-    cv2.putText(image, label, (x + thickness, y), font, scale, ink, thickness, cv2.LINE_AA)
+    cv2.putText(image, label, (x + stroke, y), font, scale, ink, stroke, cv2.LINE_AA)
   return image
+
+
+def line_width(image: np.ndarray) -> int:
+  """Return how wide, in pixels, lines are on an image of this size."""
+  return max(1, round(min(image.shape[:2]) / 240))
 
 
 def draw_candidates(
@@ -146,29 +156,89 @@ def write_image(path: str | pathlib.Path, image: np.ndarray) -> None:
     temporary.write_bytes(data.tobytes())
 
 
+class _Mp4v:
+  """MPEG-4 Part 2 by OpenCV, which can encode it everywhere."""
+
+  def __init__(self, path: pathlib.Path, fps: float, width: int, height: int):
+    self._writer = cv2.VideoWriter(
+      str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height)
+    )
+    if not self._writer.isOpened():
+      raise OSError("OpenCV could not open it as an mp4v video")
+
+  def write(self, frame: np.ndarray) -> None:
+    self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+  def close(self) -> None:
+    self._writer.release()
+
+
+class _H264:
+  """H.264 by PyAV's FFmpeg and x264."""
+
+  def __init__(self, path: pathlib.Path, fps: float, width: int, height: int):
+    import av
+
+    self._video_frame = av.VideoFrame
+    # The index in front, so that browsers play it while it loads.
+    self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+    rate = fractions.Fraction(fps).limit_denominator(1001)
+    self._stream = self._container.add_stream(
+      "libx264", rate=rate, options={"crf": "20", "preset": "veryfast"}
+    )
+    self._stream.width, self._stream.height = width, height
+    self._stream.pix_fmt = "yuv420p"
+
+  def write(self, frame: np.ndarray) -> None:
+    self._container.mux(self._stream.encode(self._video_frame.from_ndarray(frame, "rgb24")))
+
+  def close(self) -> None:
+    try:
+      self._container.mux(self._stream.encode())
+    finally:
+      self._container.close()
+
+
+_CODECS = {"h264": _H264, "mp4v": _Mp4v}
+
+
+@functools.cache
+def default_codec() -> str:
+  """Return the codec of videos: `h264`, which browsers play, if PyAV (the extra `video`) is installed; else `mp4v`."""
+  try:
+    import av
+  except ImportError:
+    return "mp4v"
+  return "h264" if "libx264" in av.codecs_available else "mp4v"
+
+
 class VideoWriter:
-  """Write an .mp4 (MPEG-4 Part 2, which OpenCV can encode everywhere), as a context manager.
+  """Write an .mp4, as a context manager.
 
   The file appears when the block ends without an error; until then, and after one, there is none.
-  Frames of odd width or height get their last column or row twice, which the codec asks for.
+  Frames of odd width or height get their last column or row twice, which the codecs ask for.
 
   Args:
     path: ends in .mp4; replaced if it exists.
     fps: frames per second.
+    codec: `h264`, which needs PyAV, or `mp4v` (MPEG-4 Part 2); None for default_codec's.
 
   Raises:
-    ValueError: another suffix, no frame written, or frames of different size.
+    ValueError: another suffix or codec, no frame written, or frames of different size.
     OSError: the file cannot be written.
   """
 
-  def __init__(self, path: str | pathlib.Path, fps: float = 30.0):
+  def __init__(self, path: str | pathlib.Path, fps: float = 30.0, codec: str | None = None):
     self._path = pathlib.Path(path)
     if self._path.suffix.lower() != ".mp4":
       raise ValueError(f"cannot write a video as {self._path.name}; expected a name ending in .mp4")
     if not 0 < fps < 1000:
       raise ValueError(f"fps {fps} must lie between 0 and 1000")
+    self.codec = default_codec() if codec is None else codec
+    if self.codec not in _CODECS:
+      raise ValueError(f"codec {codec!r} is unknown; choose one of {', '.join(_CODECS)}")
     self._fps = fps
-    self._writer: cv2.VideoWriter | None = None
+    self._encoder: _Mp4v | _H264 | None = None
     self._size: tuple[int, int] | None = None
     self._count = 0
     self._context = contextlib.ExitStack()
@@ -180,35 +250,35 @@ class VideoWriter:
   def write(self, frame: np.ndarray) -> None:
     """Append a frame, [H, W, 3] RGB uint8."""
     height, width = frame.shape[:2]
-    if self._writer is None or self._size is None:
+    if self._encoder is None:
       self._size = (width, height)
-      self._writer = cv2.VideoWriter(
-        str(self._temporary),
-        cv2.CAP_FFMPEG,
-        cv2.VideoWriter.fourcc(*"mp4v"),
-        self._fps,
-        (width + width % 2, height + height % 2),
-      )
-      if not self._writer.isOpened():
-        raise OSError(f"cannot write {self._path}: OpenCV could not open it as an mp4v video")
-    if (width, height) != self._size:
+      even = (width + width % 2, height + height % 2)
+      try:
+        self._encoder = _CODECS[self.codec](self._temporary, self._fps, *even)
+      except OSError as error:
+        raise OSError(f"cannot write {self._path}: {error}") from error
+    if self._size is not None and (width, height) != self._size:
       raise ValueError(
         f"frame of {width} x {height} pixels follows frames of {self._size[0]} x {self._size[1]}; "
         "a video has one size"
       )
-    frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
-    self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    self._encoder.write(
+      cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    )
     self._count += 1
 
   def __exit__(self, kind, error, traceback):
-    if self._writer is not None:
-      self._writer.release()
-    if kind is None:
-      try:
+    try:
+      if self._encoder is not None:
+        self._encoder.close()
+      if kind is None:
         self._check_complete()
-      except (ValueError, OSError):
-        self._context.__exit__(*sys.exc_info())
+    except Exception:
+      self._context.__exit__(*sys.exc_info())
+      # What went wrong before says more.
+      if kind is None:
         raise
+      return
     self._context.__exit__(kind, error, traceback)
 
   def _check_complete(self) -> None:

@@ -1,37 +1,42 @@
 import csv
-import json
 import os
 import pathlib
-import subprocess
 import sys
 import types
 
 import cv2
-import jax
 import numpy as np
 import pytest
 
 import ostrack_jax
-from ostrack_jax import command_line, description, loading, track, visualization
-from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax import command_line, track, track_outputs, visualization
+from ostrack_jax.tracking import cutting
 from ostrack_jax.tracking.frames import open_frames
+from ostrack_jax.tracking.multi_tracker import TrackedObjects
 from ostrack_jax.tracking.tracker import TrackResult
 
 
 class _Shifting:
-  """A tracker without a network: moves the box by one pixel a frame."""
+  """A MultiTracker without a network: moves every box by 1.25 pixels a frame."""
 
-  def __init__(self, checkpoint=None, search_factor=None):
-    self.search_factor = search_factor
+  def __init__(self, checkpoint=None, max_objects=1, search_factor=None):
+    self.max_objects, self.search_factor = max_objects, search_factor or 4.0
+    self.calibrated = {}
 
-  def init(self, frame, box_xywh):
-    if not np.isfinite(box_xywh).all() or box_xywh[0] > frame.shape[1]:
-      raise ValueError("box_xywh lies outside")
-    self.box_xywh = np.array(box_xywh, np.float64)
-
-  def update(self, frame):
-    self.box_xywh = self.box_xywh + np.array([1.25, 0, 0, 0])
-    return TrackResult(self.box_xywh, 0.875)
+  def track(self, frames, boxes_by_frame, is_live=False):
+    del is_live
+    boxes = {}
+    for index, image in enumerate(frames):
+      boxes = {number: box + np.array([1.25, 0, 0, 0]) for number, box in boxes.items()}
+      results = {n: TrackResult(box, 0.875, **self.calibrated) for n, box in boxes.items()}
+      for box in boxes_by_frame.get(index, ()):
+        try:
+          boxes[len(boxes)] = cutting.checked_box(box, image.shape[:2])
+        except ValueError as error:
+          raise ValueError(f"frame {index}: {error}") from error
+        results[len(results)] = TrackResult(boxes[len(results)], float("nan"))
+      assert len(boxes) <= self.max_objects
+      yield TrackedObjects(index=index, image=image, results=results, seconds=0.01)
 
 
 @pytest.fixture
@@ -48,8 +53,8 @@ def clip(tmp_path):
 def command(monkeypatch, capsys):
   """Runs the command in this process without a network; gives (exit code, stdout, stderr)."""
   complete = types.SimpleNamespace(description={"complete": True})
-  monkeypatch.setattr(ostrack_jax, "load", lambda path, num_heads, dtype: complete, raising=False)
-  monkeypatch.setattr(ostrack_jax, "Tracker", _Shifting, raising=False)
+  monkeypatch.setattr(ostrack_jax, "load", lambda path, **options: complete, raising=False)
+  monkeypatch.setattr(ostrack_jax, "MultiTracker", _Shifting, raising=False)
 
   def run(*arguments):
     track.FLAGS.unparse_flags()
@@ -82,12 +87,14 @@ def test_boxes_and_video_are_written(clip, tmp_path, command):
   assert "6 frames" in out and "o.mp4" in out and "o.csv" in out
   with (tmp_path / "o.csv").open() as file:
     rows = list(csv.DictReader(file))
-  assert list(rows[0]) == ["frame", "x", "y", "w", "h", "score"]
-  values = np.array([[float(v) for v in row.values()] for row in rows])
+  assert ",".join(rows[0]) == "frame,object,x,y,w,h,score,confidence,visible"
+  values = np.array([[float(v or "nan") for v in row.values()] for row in rows])
   np.testing.assert_array_equal(values[:, 0], np.arange(6))
-  np.testing.assert_array_equal(values[:, 1], 10.5 + 1.25 * np.arange(6))
-  np.testing.assert_array_equal(values[:, 2:5], np.tile([8, 20, 12], (6, 1)))
-  np.testing.assert_array_equal(values[:, 5], [np.nan] + [0.875] * 5)
+  np.testing.assert_array_equal(values[:, 1], 0)
+  np.testing.assert_array_equal(values[:, 2], 10.5 + 1.25 * np.arange(6))
+  np.testing.assert_array_equal(values[:, 3:6], np.tile([8, 20, 12], (6, 1)))
+  np.testing.assert_array_equal(values[:, 6], [np.nan] + [0.875] * 5)
+  assert np.isnan(values[:, 7:]).all()
   video = list(open_frames(tmp_path / "o.mp4"))
   assert len(video) == 6
   for number, frame in enumerate(video):
@@ -106,6 +113,74 @@ def test_each_output_can_be_had_alone(clip, tmp_path, command):
   assert _files(tmp_path) == ["o.mp4"]
 
 
+def test_objects_of_both_flags_are_followed_from_where_they_start(
+  clip, tmp_path, command, monkeypatch
+):
+  made = []
+
+  class Noted(_Shifting):
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      made.append(self.max_objects)
+
+  monkeypatch.setattr(ostrack_jax, "MultiTracker", Noted, raising=False)
+  starts = tmp_path / "starts.txt"
+  starts.write_text("frame,x,y,w,h\n4, 1.5,2,9,9  # late\n\n0 5 6 7 8\n4\t3\t3\t9\t9\n")
+  code, _, err = command(
+    "--checkpoint=x", f"--source={clip}", "--init_box=1,2,9,9", "--init_box=3,4,9,9",
+    f"--init_boxes={starts}", f"--boxes={tmp_path / 'o.csv'}", f"--json={tmp_path / 'o.jsonl'}",
+    f"--mot={tmp_path / 'o.mot'}", f"--output={tmp_path / 'o.mp4'}", "--trail=3", "--inset",
+    "--colour=blue", "--colour=#ff0000", "--line_width=1", "--fps=12",
+  )  # fmt: skip
+  assert code == 0, err
+  assert made == [5]
+  with (tmp_path / "o.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  first = {row["object"]: row for row in reversed(rows)}
+  found = {number: (row["frame"], float(row["x"]), row["score"]) for number, row in first.items()}
+  assert found == {
+    "0": ("0", 1, ""), "1": ("0", 3, ""), "2": ("0", 5, ""), "3": ("4", 1.5, ""), "4": ("4", 3, ""),
+  }  # fmt: skip
+  assert len(rows) == 6 * 3 + 2 * 2
+  for name in ("o.jsonl", "o.mot"):
+    assert len((tmp_path / name).read_text().splitlines()) == len(rows)
+  video = open_frames(tmp_path / "o.mp4")
+  assert (len(video), video.fps) == (6, 12)
+
+
+def test_a_line_says_how_to_get_videos_that_browsers_play(clip, tmp_path, command, monkeypatch):
+  common = ("--checkpoint=x", f"--source={clip}", "--init_box=10,8,20,12", "--overwrite")
+  for codec, said in (("mp4v", True), ("h264", False)):
+    if codec == "h264":
+      pytest.importorskip("av")
+    monkeypatch.setattr(visualization, "default_codec", lambda codec=codec: codec)
+    code, out, _ = command(*common, f"--output={tmp_path / 'o.mp4'}")
+    assert code == 0 and ("for H.264: pip install av" in out) is said
+
+
+def test_raw_frames_on_standard_input_are_followed_and_an_object_that_never_came_is_told(
+  clip, tmp_path, command, monkeypatch
+):
+  (tmp_path / "raw").write_bytes(np.stack(list(open_frames(clip))).tobytes())
+  (tmp_path / "starts.txt").write_text("9,1,2,9,9")
+  common = (
+    "--checkpoint=x",
+    "--source=-",
+    "--frame_size=64x48",
+    "--init_box=1,2,9,9",
+    "--overwrite",
+  )
+  boxes = f"--boxes={tmp_path / 'o.csv'}"
+  for more, expected in (((), 0), ((f"--init_boxes={tmp_path / 'starts.txt'}",), 1)):
+    with (tmp_path / "raw").open("rb", buffering=0) as stdin:
+      monkeypatch.setattr(track.io, "FileIO", lambda *_, stdin=stdin, **__: stdin)
+      code, _, err = command(*common, boxes, *more)
+    assert code == expected
+    # The files are there either way.
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 7
+  assert "an object starts in frame 9, but stdin has 6 frames, 0 to 5" in err
+
+
 def test_files_are_replaced_only_when_asked(clip, tmp_path, command):
   (tmp_path / "o.csv").write_text("precious")
   arguments = (
@@ -115,7 +190,7 @@ def test_files_are_replaced_only_when_asked(clip, tmp_path, command):
   assert code == 1 and "o.csv exists; pass --overwrite" in err
   assert (tmp_path / "o.csv").read_text() == "precious"
   assert command(*arguments, "--overwrite")[0] == 0
-  assert (tmp_path / "o.csv").read_text().startswith("frame,x")
+  assert (tmp_path / "o.csv").read_text().startswith("frame,object,x")
 
 
 def test_a_broken_frame_leaves_no_output(clip, tmp_path, command):
@@ -134,24 +209,53 @@ def test_a_broken_frame_leaves_no_output(clip, tmp_path, command):
   [
     ({"--source": None}, "--source missing"),
     ({"--checkpoint": None, "--init_box": None}, "--checkpoint and --init_box missing"),
-    ({"--boxes": None}, "give --output=OUT.mp4, --boxes=OUT.csv, or both"),
+    ({"--boxes": None}, "give --output=OUT.mp4, --boxes=OUT.csv, --json=OUT.jsonl"),
     ({"--init_box": "1,2,3"}, "--init_box=1,2,3 must be four numbers"),
     ({"--init_box": "1,2,3,wide"}, "must be four numbers"),
-    ({"--init_box": "nan,2,3,4"}, "frame 0: box_xywh lies outside"),
-    ({"--init_box": "999,2,3,4"}, "frame 0: box_xywh lies outside"),
+    ({"--init_box": "nan,2,3,4"}, "frame 0: box_xywh (nan, 2.0, 3.0, 4.0) must be four finite"),
+    ({"--init_box": "999,2,3,4"}, "frame 0: box_xywh [999.0, 2.0, 3.0, 4.0] lies outside"),
+    ({"--init_boxes": "none.txt"}, "--init_boxes=none.txt does not exist"),
+    ({"--init_boxes": "bad.txt"}, "bad.txt line 3 is '2,1,2,3'; expected frame,x,y,w,h"),
+    ({"--init_boxes": "early.txt"}, "early.txt line 1 is '-1 1 2 9 9'; expected frame,x,y,w,h"),
+    ({"--init_boxes": "empty.txt"}, "empty.txt holds no box; expected lines of frame,x,y,w,h"),
+    ({"--init_boxes": "late.txt"}, "starts in frame 6, but clip has 6 frames, 0 to 5"),
     ({"--source": "nowhere.mp4"}, "nowhere.mp4 does not exist"),
     ({"--output": "o.avi"}, "--output=o.avi must end in .mp4"),
     ({"--boxes": "nowhere/o.csv"}, "there is no folder nowhere"),
     ({"--boxes": "."}, "cannot write .: it is a folder"),
     ({"--output": "o.mp4", "--boxes": "./o.mp4"}, "both name o.mp4"),
     ({"--output": "in.mp4", "--source": "in.mp4"}, "in.mp4 is the source"),
+    ({"--boxes": "o.txt", "--mot": "o.txt"}, "--boxes and --mot both name o.txt"),
     ({"--search_factor": "wide"}, "search_factor"),
-    ({"--colour": "red"}, "Unknown command line flag 'colour'"),
+    ({"--color": "red"}, "Unknown command line flag 'color'"),
+    ({"--colour": "red"}, "--colour=red is unknown; give #rrggbb or one of yellow, sky_blue"),
+    ({"--line_width": "0"}, "--line_width=0 must lie between 1 and 100"),
+    ({"--trail": "-1"}, "--trail=-1 must be a number of frames"),
+    ({"--fps": "0"}, "fps"),
+    ({"--frame_size": "64x48"}, "--frame_size=64x48 is of raw frames, --source=-"),
+    ({"--source": "-"}, "--source=- needs --frame_size=WIDTHxHEIGHT"),
+    ({"--source": "-", "--frame_size": "64"}, "--frame_size=64 must be WIDTHxHEIGHT"),
+    ({"--source": "-", "--frame_size": "0x9"}, "--frame_size=0x9 must be WIDTHxHEIGHT"),
+    ({"--pixel_format": "yuv"}, "pixel_format"),
+    ({"--source": "97"}, "camera 97 cannot be opened"),
+    (
+      {"--show": "true"},
+      "--show needs an OpenCV with windows: pip uninstall opencv-python-headless",
+    ),
     ({"surplus": None}, "unexpected argument 'surplus'"),
   ],
 )
 def test_mistakes_are_named_in_one_sentence(clip, tmp_path, command, monkeypatch, changes, message):
   monkeypatch.chdir(tmp_path)
+  texts = {
+    "bad": "frame x y w h\n0,1,2,9,9\n2,1,2,3\n", "early": "-1 1 2 9 9\n", "empty": "# none\n\n",
+    "late": "6,1,2,9,9\n",
+  }  # fmt: skip
+  for name, text in texts.items():
+    pathlib.Path(f"{name}.txt").write_text(text)
+  monkeypatch.setattr(
+    track_outputs.cv2, "getBuildInformation", lambda: "    GUI:                           NONE\n"
+  )
   given = {"--checkpoint": "x", "--source": "clip", "--init_box": "1,2,9,9", "--boxes": "o.csv"}
   surplus = [name for name in changes if not name.startswith("--")]
   given |= {name: value for name, value in changes.items() if name.startswith("--")}
@@ -161,7 +265,7 @@ def test_mistakes_are_named_in_one_sentence(clip, tmp_path, command, monkeypatch
   last = err.strip().splitlines()[-1]
   assert last.startswith("ostrack-track: ") and message in last
   assert "Traceback" not in err
-  assert _files(tmp_path) == []
+  assert _files(tmp_path) == sorted(f"{name}.txt" for name in texts)
 
 
 def test_a_read_only_folder_is_named_before_the_work(clip, tmp_path, command, monkeypatch):
@@ -177,83 +281,17 @@ def test_the_search_factor_reaches_the_tracker(clip, tmp_path, command, monkeypa
   made = []
   monkeypatch.setattr(
     ostrack_jax,
-    "Tracker",
+    "MultiTracker",
     lambda *args, **kwargs: made.append(kwargs) or _Shifting(),
     raising=False,
   )
   common = (f"--source={clip}", "--init_box=1,2,9,9", "--checkpoint=x", "--overwrite")
   command(*common, f"--boxes={tmp_path / 'o.csv'}")
   command(*common, f"--boxes={tmp_path / 'o.csv'}", "--search_factor=3.5")
-  assert made == [{"search_factor": None}, {"search_factor": 3.5}]
+  assert [one["search_factor"] for one in made] == [None, 3.5]
 
 
 def test_help_explains_itself(command):
   code, out, _ = command("--help")
   assert code == 0
   assert "--init_box=x,y,w,h" in out and "--search_factor" in out
-
-
-def _write_checkpoint(folder):
-  model = OSTrack(
-    variant="custom", width=32, depth=1, num_heads=2, template_size=32, search_size=64,
-    head_channels=8, elimination_layers=(), keep_ratios=(),
-  )  # fmt: skip
-  images = [np.zeros((1, size, size, 3), np.float32) for size in (32, 64)]
-  shapes = jax.eval_shape(model.init, jax.random.key(0), *images)
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda s: rng.uniform(0.5, 1, s.shape).astype(np.float32) / 9, shapes)
-  described = description.describe(
-    model, {"template_factor": 2.0, "search_factor": 4.0}, {"kind": "training"}, True
-  )
-  loading.write_folder(loading.Checkpoint(model, variables, described), folder)
-
-
-def test_a_converted_checkpoint_tracks_a_video_from_the_command_line(tmp_path):
-  _write_checkpoint(tmp_path / "checkpoint")
-  rng = np.random.default_rng(0)
-  background = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (160, 120))
-  with visualization.VideoWriter(tmp_path / "in.mp4", fps=10) as writer:
-    for number in range(4):
-      frame = background.copy()
-      frame[40:70, 50 + 3 * number : 80 + 3 * number] = (255, 0, 0)
-      writer.write(frame)
-  root = pathlib.Path(track.__file__).parents[1]
-  done = subprocess.run(
-    [
-      sys.executable, "-m", "ostrack_jax.track", "--init_box=50,40,30,30",
-      f"--checkpoint={tmp_path / 'checkpoint'}", f"--source={tmp_path / 'in.mp4'}",
-      f"--output={tmp_path / 'o.mp4'}", f"--boxes={tmp_path / 'o.csv'}",
-    ],
-    cwd=root, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert "4 frames" in done.stdout
-  rows = (tmp_path / "o.csv").read_text().splitlines()
-  assert len(rows) == 5 and rows[1] == "0,50.0000,40.0000,30.0000,30.0000,nan"
-  for row in rows[2:]:
-    x, y, w, h, score = (float(v) for v in row.split(",")[1:])
-    assert x >= 0 and y >= 0 and x + w <= 160.001 and y + h <= 120.001 and 0 < score < 1
-  video = open_frames(tmp_path / "o.mp4")
-  assert (len(video), video.fps) == (4, 10)
-
-
-def test_a_broken_video_ends_in_one_line(tmp_path):
-  (tmp_path / "in.mp4").write_bytes(b"no video")
-  done = subprocess.run(
-    [
-      sys.executable, "-m", "ostrack_jax.track", "--init_box=50,40,30,30", "--checkpoint=x",
-      f"--source={tmp_path / 'in.mp4'}", f"--boxes={tmp_path / 'o.csv'}",
-    ],
-    cwd=pathlib.Path(track.__file__).parents[1], capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 1
-  assert done.stderr == f"ostrack-track: {tmp_path / 'in.mp4'} is not a readable video\n"
-
-
-def test_importing_the_command_starts_no_jax():
-  code = "import sys, json; import ostrack_jax.track; print(json.dumps('jax' in sys.modules))"
-  root = pathlib.Path(track.__file__).parents[1]
-  done = subprocess.run(
-    [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-  )
-  assert json.loads(done.stdout) is False

@@ -1,3 +1,6 @@
+import fractions
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -92,11 +95,18 @@ def _read(path):
   return fps, np.stack(images)
 
 
+@pytest.fixture(params=["h264", "mp4v"])
+def codec(request):
+  if request.param == "h264":
+    pytest.importorskip("av")
+  return request.param
+
+
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (47, 63)])
-def test_a_video_comes_back_as_written_in_even_sizes(tmp_path, height, width):
+def test_a_video_comes_back_as_written_in_even_sizes(tmp_path, height, width, codec):
   ramp = np.linspace(0, 120, width)[None, :, None] + np.array([100.0, 30.0, 0.0])
   frames = [np.full((height, width, 3), ramp + 3 * i).astype(np.uint8) for i in range(5)]
-  with visualization.VideoWriter(tmp_path / "out.mp4", fps=7) as writer:
+  with visualization.VideoWriter(tmp_path / "out.mp4", 7, codec) as writer:
     for frame in frames:
       writer.write(frame)
     assert not (tmp_path / "out.mp4").exists()
@@ -130,24 +140,24 @@ def _resized(writer):
     (lambda writer: None, ValueError, "no frame was written"),
   ],
 )
-def test_an_error_leaves_no_file_and_keeps_the_old_one(tmp_path, use, error, message):
+def test_an_error_leaves_no_file_and_keeps_the_old_one(tmp_path, use, error, message, codec):
   old = tmp_path / "out.mp4"
   old.write_bytes(b"old")
-  with pytest.raises(error, match=message), visualization.VideoWriter(old) as writer:
+  with pytest.raises(error, match=message), visualization.VideoWriter(old, codec=codec) as writer:
     use(writer)
   assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
   assert old.read_bytes() == b"old"
 
 
-def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path):
+def test_frames_that_did_not_reach_the_disk_are_noticed(tmp_path, codec):
   # What a full disk looks like: the encoder takes the frames and the file stays short.
   with (
     pytest.raises(OSError, match=r"only 0 of 1 frames reached .*out\.mp4; is the disk full"),
-    visualization.VideoWriter(tmp_path / "out.mp4") as writer,
+    visualization.VideoWriter(tmp_path / "out.mp4", codec=codec) as writer,
   ):
     writer.write(_grey())
-    writer._writer.release()
-    writer._temporary.write_bytes(b"")
+    close = writer._encoder.close
+    writer._encoder.close = lambda: (close(), writer._temporary.write_bytes(b""))
   assert not list(tmp_path.iterdir())
 
 
@@ -156,6 +166,34 @@ def test_other_suffixes_and_rates_are_refused(tmp_path):
     visualization.VideoWriter(tmp_path / "out.avi")
   with pytest.raises(ValueError, match="fps 0"):
     visualization.VideoWriter(tmp_path / "out.mp4", fps=0)
+  with pytest.raises(ValueError, match="codec 'vp9' is unknown; choose one of h264, mp4v"):
+    visualization.VideoWriter(tmp_path / "out.mp4", codec="vp9")
+
+
+def test_videos_are_h264_where_pyav_is_installed(tmp_path, monkeypatch):
+  av = pytest.importorskip("av")
+  with visualization.VideoWriter(tmp_path / "out.mp4", fps=30000 / 1001) as writer:
+    writer.write(_grey())
+  with av.open(str(tmp_path / "out.mp4")) as container:
+    stream = container.streams.video[0]
+    assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+    assert stream.average_rate == fractions.Fraction(30000, 1001)
+  visualization.default_codec.cache_clear()
+  monkeypatch.setitem(sys.modules, "av", None)
+  assert visualization.default_codec() == "mp4v"
+  visualization.default_codec.cache_clear()
+
+
+def test_a_box_is_as_wide_as_asked_and_its_label_as_large_as_ever():
+  red = [
+    (visualization.draw_box(_grey(), [20, 20, 30, 25], "0.87", (255, 0, 0), width) != 90).any(
+      axis=2
+    )
+    for width in (None, 5)
+  ]
+  assert red[0][30, :40].sum() == 1 and red[1][30, :40].sum() >= 5
+  widths = [one[one.any(axis=1).argmax()].sum() for one in red]
+  assert widths[0] == widths[1] > 10
 
 
 def test_a_file_replaces_another_only_when_it_is_complete(tmp_path):

@@ -18,7 +18,8 @@ from ostrack_jax.evaluation import one_pass
 from ostrack_jax.evaluation.run_folder import TrackedSequence, checkpoint_digest
 from ostrack_jax.evaluation.videos import Video
 from ostrack_jax.tracking import engine, lane, lanes, sharing
-from ostrack_jax.tracking.tracker import TrackableCheckpoint, Tracker
+from ostrack_jax.tracking.tracker import Tracker
+from ostrack_jax.tracking.weights import TrackableCheckpoint
 
 _GROUPS = 2
 _BATCH_SIZES = {"gpu": 32, "tpu": 32}
@@ -59,6 +60,12 @@ class Options:
   teacher_forced: bool = False
 
 
+def elimination_of(model) -> str:
+  """Say where a model eliminates candidates, as in 'block 3 keeps 0.7, block 6 keeps 0.7' or 'none'."""
+  stages = zip(model.elimination_layers, model.keep_ratios, strict=True)
+  return ", ".join(f"block {layer} keeps {ratio:g}" for layer, ratio in stages) or "none"
+
+
 def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Options) -> Run:
   """Plan this process's share of tracking videos; see share_out.
 
@@ -75,6 +82,7 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
   settings = {
     "checkpoint": checkpoint_digest(checkpoint.variables, checkpoint.description),
     "dtype": checkpoint.model.dtype,
+    "elimination": elimination_of(checkpoint.model),
     "devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
     "processes": jax.process_count(),
     "teacher_forced": options.teacher_forced,

@@ -87,7 +87,7 @@ def checked_frame(frame, frame_size: tuple[int, int]) -> np.ndarray:
     height, width = frame_size
     raise ValueError(
       f"frame of {frame.shape[1]} x {frame.shape[0]} pixels follows frames of {width} x {height}; "
-      "resize the frames or call init again"
+      "resize the frames or start anew"
     )
   return frame
 

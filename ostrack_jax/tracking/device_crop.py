@@ -66,3 +66,9 @@ def crop_square(frame, box_xywh, factor: float, output_size: int):
   down = weight[:, None, None]
   mixed = ((above * (_WEIGHT_ONE - down)) >> 16) + ((below * down) >> 16)
   return ((mixed + 2) >> 2).astype(jnp.uint8), side.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def crop_squares(frame, boxes_xywh, factor: float, output_size: int):
+  """Do what crop_square does around several boxes [b, 4] of one frame; everything gets a first axis b."""
+  return jax.vmap(lambda box_xywh: crop_square(frame, box_xywh, factor, output_size))(boxes_xywh)

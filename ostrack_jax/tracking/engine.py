@@ -1,10 +1,10 @@
 """Track a whole sequence, reading frames while the device computes."""
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import queue
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
@@ -14,9 +14,11 @@ import numpy as np
 from ostrack_jax.tracking.cutting import starting_boxes
 from ostrack_jax.tracking.tracker import TrackResult
 
-_FRAMES_AHEAD = 4
+FRAMES_AHEAD = 4
+# More than any decoder takes for a frame.
+_SECONDS_TO_END = 1.0
 _END: Any = object()
-_NO_FRAMES = "the sequence has no frames; at least the one with init_box_xywh is needed"
+NO_FRAMES = "the sequence has no frames; at least the one with the first box is needed"
 
 
 class FrameTracker(Protocol):
@@ -100,21 +102,43 @@ class SequenceResult:
   seconds: np.ndarray | float
 
 
-def read_ahead(frames: Iterable[np.ndarray], depth: int = _FRAMES_AHEAD) -> Generator[np.ndarray]:
+def read_ahead(frames: Iterable[np.ndarray], depth: int = FRAMES_AHEAD) -> Generator[np.ndarray]:
   """Yield frames in order while a thread reads up to `depth` more.
 
-  What reading raises comes out where the frame would. The thread ends with this generator.
+  What reading raises comes out where the frame would. The thread ends with this generator; one that
+  waits for a camera or a pipe is left behind, and keeps no program from ending.
   """
-  iterator = iter(frames)
-  with concurrent.futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames") as pool:
-    pending = collections.deque(pool.submit(next, iterator, _END) for _ in range(depth))
+  ready: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+  room, is_over = threading.Semaphore(depth), threading.Event()
+
+  def read() -> None:
+    frame = None
     try:
-      while (frame := pending.popleft().result()) is not _END:
-        pending.append(pool.submit(next, iterator, _END))
-        yield frame
-    finally:
-      for future in pending:
-        future.cancel()
+      iterator = iter(frames)
+      while frame is not _END:
+        room.acquire()
+        if is_over.is_set():
+          break
+        frame = next(iterator, _END)
+        ready.put((frame, None))
+    except Exception as error:
+      ready.put((_END, error))
+
+  thread = threading.Thread(target=read, name="frames", daemon=True)
+  thread.start()
+  try:
+    while True:
+      frame, error = ready.get()
+      if error is not None:
+        raise error
+      if frame is _END:
+        return
+      room.release()
+      yield frame
+  finally:
+    is_over.set()
+    room.release()
+    thread.join(_SECONDS_TO_END)
 
 
 def track_frames(
@@ -146,7 +170,7 @@ def track_frames(
         raise ValueError(f"frame {index}: {error}") from error
       yield TrackedFrame(image, box, score, time.perf_counter() - start)
   if index < 0:
-    raise ValueError(_NO_FRAMES)
+    raise ValueError(NO_FRAMES)
 
 
 def track_sequence(
@@ -185,7 +209,7 @@ def follow_sequence(
   images = iter(frames)
   first = next(images, None)
   if first is None:
-    raise ValueError(_NO_FRAMES)
+    raise ValueError(NO_FRAMES)
   boxes_xywh, scores = [], []
   try:
     tracker.init(first, init_box_xywh)

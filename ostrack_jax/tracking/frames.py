@@ -95,7 +95,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 class FrameSource(abc.ABC):
-  """Frames that can be gone through, again and again, from the first on.
+  """Frames that can be gone through, again and again unless live, from the first on.
 
   Iterating gives [H, W, 3] RGB uint8 arrays and raises ValueError where a frame cannot be read.
   `len` is the declared number of frames, an estimate for some videos; TypeError where none is known.
@@ -103,10 +103,12 @@ class FrameSource(abc.ABC):
   Attributes:
     name: of the file or folder.
     fps: frames per second; 30 where unknown, as for images.
+    is_live: whether frames come once and when they come, so that nobody can go through them again.
   """
 
   name: str
-  fps: float
+  fps: float = _DEFAULT_FPS
+  is_live = False
 
   @abc.abstractmethod
   def __len__(self) -> int: ...
@@ -121,7 +123,6 @@ class ImageFrames(FrameSource):
   def __init__(self, paths: Sequence[pathlib.Path], name: str):
     self.paths = tuple(paths)
     self.name = name
-    self.fps = _DEFAULT_FPS
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -143,7 +144,8 @@ class VideoFrames(FrameSource):
     capture = self._open()
     try:
       fps = capture.get(cv2.CAP_PROP_FPS)
-      self.fps = fps if 0 < fps < 1000 else _DEFAULT_FPS
+      if 0 < fps < 1000:
+        self.fps = fps
       self._declared = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
       if not capture.grab():
         raise ValueError(f"{path} is a video without a readable frame")

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Generator, Iterable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +21,7 @@ from ostrack_jax.tracking.cutting import (
   cut_search,
   cut_template,
 )
-from ostrack_jax.tracking.weights import TrackingWeights, prepare
-
-
-class TrackableCheckpoint(Protocol):
-  """What a Tracker needs: the model, {"params", "batch_stats"}, and the description as in JSON."""
-
-  @property
-  def model(self) -> OSTrack: ...
-
-  @property
-  def variables(self) -> Mapping[str, Any]: ...
-
-  @property
-  def description(self) -> Mapping[str, Any]: ...
+from ostrack_jax.tracking.weights import TrackableCheckpoint, TrackingWeights, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +31,17 @@ class TrackResult:
   Attributes:
     box_xywh: [4] float64 pixels of the frame, never smaller than 10 x 10.
     score: maximum of the raw score map, before the window, in (0, 1). It says how sure the network
-      is of some target in the search region; it need not fall when the target is gone.
+      is of some target in the search region; it need not fall when the target is gone. NaN from a head
+      that has no score (`mlp`).
+    confidence: calibrated probability that the target is in the box; None without a calibrator, never
+      a made-up number.
+    visible: whether that is enough to call the target seen; None without a calibrator.
   """
 
   box_xywh: np.ndarray
   score: float
+  confidence: float | None = None
+  visible: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +63,9 @@ class TrackState:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_template(model: OSTrack, weights: TrackingWeights, template):
-  params = weights.unpack()
-  del params["head"]
-  return model.apply({"params": params}, normalise_images(template), method=OSTrack.encode_template)
+  variables = weights.unpack()
+  variables.pop("head", None)
+  return model.apply(variables, normalise_images(template), method=OSTrack.encode_template)
 
 
 def remember(model: OSTrack, weights: TrackingWeights, template):
@@ -84,8 +77,8 @@ def remember(model: OSTrack, weights: TrackingWeights, template):
 
 
 def _locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask):
-  params = weights.unpack()
-  head_folded = params.pop("head")
+  variables = weights.unpack()
+  head_folded = variables.pop("head", None)
   if model.is_two_stream:
     images, encoded = None, template
   else:
@@ -93,7 +86,7 @@ def _locate(model: OSTrack, weights: TrackingWeights, template, search, window, 
   output = cast(
     OSTrackOutput,
     model.apply(
-      {"params": params},
+      variables,
       images,
       normalise_images(search),
       template_mask=template_mask,
@@ -101,9 +94,7 @@ def _locate(model: OSTrack, weights: TrackingWeights, template, search, window, 
       encoded_template=encoded,
     ),
   )
-  windowed = output.score_map * window[None, :, :, None]
-  box_cxcywh = head.decode_boxes(windowed, output.size_map, output.offset_map)
-  return box_cxcywh, output.score_map.max(axis=(1, 2, 3))
+  return output.boxes_near(window), output.scores
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -119,8 +110,8 @@ def locate(model: OSTrack, weights: TrackingWeights, template, search, window, t
     template_mask: [b, Nz] bool, for template_tokens `ground_truth_box`.
 
   Returns:
-    ([b, 4] cxcywh at the windowed map's maximum, in the unit square of the crop; [b] maximum of the
-    raw score map), float32, in the host's memory: a fetch that starts only then takes as long as a
+    (OSTrackOutput's boxes_near the window, [b, 4] cxcywh in the unit square of the crop; its scores [b]),
+    float32, in the host's memory: a fetch that starts only then takes as long as a
     third of the network.
   """
   found = _locate(model, weights, template, search, window, template_mask)
@@ -128,23 +119,24 @@ def locate(model: OSTrack, weights: TrackingWeights, template, search, window, t
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(
+def advance(
   model: OSTrack, weights, template, template_mask, window, search, side, box_xywh, frame_size
 ):
-  """Find the target in a crop, and where it is in the frame.
+  """Find targets in crops of one frame, and where they are in the frame.
 
   Args:
-    search, side: of device_crop.crop_square. frame_size: [2] int32 height and width.
-    box_xywh: [4] float32 what the crop was cut around.
+    search, side: of device_crop.crop_squares. frame_size: [2] int32 height and width.
+    box_xywh: [b, 4] float32 what the crops were cut around.
     Others as for locate.
 
   Returns:
-    [4] float32 the next box; and [5], the same and the score, in the host's memory.
+    [b, 4] float32 the next boxes; and [b, 5], the same and the scores, in the host's memory.
   """
-  found, score = _locate(model, weights, template, search[None], window, template_mask)
-  moved = motion.moved(found[0], box_xywh, side[None])
+  found, score = _locate(model, weights, template, search, window, template_mask)
+  moved = motion.moved(found, box_xywh, side[:, None])
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
-  return box, jax.device_put(jnp.concatenate([box, score]), jax.memory.Space.Host)
+  told = jnp.concatenate([box, score[:, None]], axis=1)
+  return box, jax.device_put(told, jax.memory.Space.Host)
 
 
 def tracking_factors(
@@ -281,7 +273,7 @@ class Tracker:
       raise ValueError(f"ahead {ahead} is too small; expected at least 1")
     height, width = state.frame_size
     size = jax.device_put(np.array([height, width], np.int32), self._device)
-    box = jax.device_put(state.box_xywh.astype(np.float32), self._device)
+    box = jax.device_put(state.box_xywh[None].astype(np.float32), self._device)
     pending: collections.deque[jax.Array] = collections.deque()
     error = None
     frames = iter(frames)
@@ -294,10 +286,10 @@ class Tracker:
         # What was found before it comes first.
         error, frame = raised, None
       if frame is not None:
-        search, side = device_crop.crop_square(
+        search, side = device_crop.crop_squares(
           jax.device_put(frame, self._device), box, self.search_factor, self.model.search_size
         )
-        box, found = _advance(
+        box, found = advance(
           self.model,
           self._weights,
           state.template,
@@ -310,7 +302,7 @@ class Tracker:
         )
         pending.append(found)
       while pending and (frame is None or len(pending) > ahead):
-        found = np.asarray(pending.popleft(), np.float64)
+        (found,) = np.asarray(pending.popleft(), np.float64)
         if self._state is not last:
           raise RuntimeError("the track was changed while it was followed; follow it anew")
         self._state = last = dataclasses.replace(state, box_xywh=found[:4])

@@ -4,7 +4,8 @@ A jitted call takes a microsecond or two for every array that it is given, as lo
 kernel; a checkpoint has more than two hundred.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import flax.struct
 import flax.traverse_util
@@ -16,6 +17,19 @@ from ostrack_jax.models import folded_head
 from ostrack_jax.models.ostrack import OSTrack
 
 Path = tuple[str, ...]
+
+
+class TrackableCheckpoint(Protocol):
+  """What a Tracker needs: the model, {"params", "batch_stats"}, and the description as in JSON."""
+
+  @property
+  def model(self) -> OSTrack: ...
+
+  @property
+  def variables(self) -> Mapping[str, Any]: ...
+
+  @property
+  def description(self) -> Mapping[str, Any]: ...
 
 
 class TrackingWeights(flax.struct.PyTreeNode):
@@ -32,7 +46,10 @@ class TrackingWeights(flax.struct.PyTreeNode):
   layout: tuple[tuple[Path, tuple[int, ...]], ...] = flax.struct.field(pytree_node=False)
 
   def unpack(self) -> dict[str, Any]:
-    """Return "head", as folded_head.fold, and all other modules' parameters by name; for use under jit."""
+    """Return variables for model.apply, and under "head" what folded_head.fold made; for use under jit.
+
+    A head that cannot be folded is among the variables instead.
+    """
     flat, start = dict(self.arrays), 0
     for path, shape in self.layout:
       size = int(np.prod(shape))
@@ -51,15 +68,16 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
   )
   dtype = jnp.dtype(model.dtype)
-  parts = {name: tree for name, tree in variables["params"].items() if name != "box_head"}
-  parts["head"] = folded_head.fold(
-    variables["params"]["box_head"], variables["batch_stats"]["box_head"], dtype
-  )
+  parts: dict[str, Any] = variables
+  if model.head == "center":
+    params = dict(variables["params"])
+    folded = folded_head.fold(params.pop("box_head"), variables["batch_stats"]["box_head"], dtype)
+    parts = {"params": params, "head": folded}
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
     if path[-1] == "kernel" or path[-1].startswith("pos_embed"):
-      # The head's are of their types already.
-      arrays[path] = value if path[0] == "head" else value.astype(dtype)
+      # The folded head's are of their types already, and the last layer of any other stays in float32.
+      arrays[path] = value if path[0] == "head" or "box_head" in path else value.astype(dtype)
     else:
       small[path] = value
   packed = np.concatenate([value.reshape(-1) for value in small.values()])

@@ -83,6 +83,21 @@ def test_few_frames_are_read_ahead():
   assert len(read) <= 5
 
 
+def test_what_is_read_is_closed_when_nobody_wants_more():
+  closed = threading.Event()
+
+  def frames():
+    try:
+      yield from _frames(50)
+    finally:
+      closed.set()
+
+  images = engine.read_ahead(frames())
+  next(images)
+  images.close()
+  assert closed.is_set()
+
+
 def test_an_error_while_reading_comes_out_after_the_frames_before_it():
   def frames():
     yield from _frames(3)

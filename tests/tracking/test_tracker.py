@@ -248,8 +248,8 @@ def test_variables_go_to_one_device_once_without_what_the_model_does_not_use(
   for leaf in jax.tree.leaves(tracker._weights):
     assert len(leaf.devices()) == 1
   unpacked = tracker._weights.unpack()
-  assert set(unpacked) == {"backbone", "head"}
-  assert set(unpacked["backbone"]) == set(checkpoint.variables["params"]["backbone"])
+  assert set(unpacked) == {"params", "head"}
+  assert set(unpacked["params"]["backbone"]) == set(checkpoint.variables["params"]["backbone"])
   for each in (tracker, plain):
     each.init(make_frame(), _BOX)
   np.testing.assert_array_equal(

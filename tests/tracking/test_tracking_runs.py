@@ -103,6 +103,21 @@ def test_what_ends_a_followed_sequence_is_told_with_its_frame(checkpoint, videos
   assert "the sequence has no frames" in error(dataclasses.replace(video, frames=()))
 
 
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({}, "block 0 keeps 0.5"),
+    ({"keep_ratios": (0.25,)}, "block 0 keeps 0.25"),
+    ({"elimination_layers": (), "keep_ratios": ()}, "none"),
+  ],
+)
+def test_what_a_run_eliminates_is_among_its_settings(checkpoint, videos, change, said):
+  model = checkpoint.model.clone(**{"keep_ratios": (0.5,), **change})
+  changed = dataclasses.replace(checkpoint, model=model)
+  planned = tracking_runs.plan(changed, videos, Options(one_by_one=True))
+  assert planned.settings["elimination"] == said
+
+
 def test_forced_and_free_runs_differ(checkpoint, videos):
   (_, free, _), (_, forced, _) = (
     run(checkpoint, videos, batch_size=2, teacher_forced=forced) for forced in (False, True)

@@ -36,7 +36,7 @@ def test_arrays_are_cast_once_and_few(make_checkpoint):
   # Of a block four kernels; the patch projection, two position tables, the head's five, and the rest.
   assert len(jax.tree.leaves(prepared)) == 4 * depth + 3 + 5 + 1
   backbone = checkpoint.variables["params"]["backbone"]
-  unpacked = prepared.unpack()["backbone"]
+  unpacked = prepared.unpack()["params"]["backbone"]
   assert jax.tree.structure(unpacked) == jax.tree.structure(jax.tree.map(np.asarray, backbone))
   for (path, ours), theirs in zip(
     jax.tree_util.tree_leaves_with_path(unpacked), jax.tree.leaves(backbone), strict=True
