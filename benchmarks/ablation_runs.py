@@ -4,25 +4,29 @@ All of them train without elimination, as in the paper, on equally many pairs of
 """
 
 import dataclasses
+import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import gathered_runs, speed_rows
+from configs import ostrack_s_256
+from ostrack_jax import configuration
 from ostrack_jax.evaluation import published_ablations
 
-CONFIG = "ostrack_s_256.py:no_ce"
+_ARGUMENT = "no_ce"
+CONFIG = f"ostrack_s_256.py:{_ARGUMENT}"
 SEEDS = (42, 43, 44)
 # Two minutes of an H100; an epoch is a hundredth of it.
 PAIRS = 384_000
 # Sequences are not tracked on the way: the curves wanted are those of pairs.
-_SETTINGS = (
-  f"--config.train.pairs_per_epoch={PAIRS // 100}",
-  "--config.train.validate_every_epochs=5",
-  "--config.train.track_validation_sequences=0",
-)
-_VIT_B = ("--config.model.variant=b",)
+_SETTINGS = {
+  "train.pairs_per_epoch": PAIRS // 100,
+  "train.validate_every_epochs": 5,
+  "train.track_validation_sequences": 0,
+}
+_VIT_B = {"model.variant": "b"}
 _WHY = (
   f"A run here sees {PAIRS:,} pairs of a dozen short videos and some still images; the paper's see 18 M pairs or more "
   "of four data sets, with ViT-B. Whatever no pre-training prepares, be it what two-stream trackers put behind the "
@@ -38,13 +42,13 @@ class Planned:
   Attributes:
     title: its name in Table 5, or in Table 4 where it is in that alone.
     start: which of the given files the backbone starts from; "" for random weights.
-    changes: flags of training beyond the common ones.
+    changes: of the configuration beyond the common ones, key to value.
     size: of its backbone.
   """
 
   title: str
   start: str = "dinov2"
-  changes: tuple[str, ...] = ()
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   size: str = "ViT-S"
 
   def title_in(self, number: int) -> str:
@@ -53,13 +57,11 @@ class Planned:
 
 
 PLANNED = {
-  "stark": Planned(title="STARK-aligned", changes=("--config.model.relation=stark",)),
-  "swintrack": Planned(title="SwinTrack-aligned", changes=("--config.model.relation=swintrack",)),
+  "stark": Planned(title="STARK-aligned", changes={"model.relation": "stark"}),
+  "swintrack": Planned(title="SwinTrack-aligned", changes={"model.relation": "swintrack"}),
   "one_stream": Planned(title="OSTrack"),
   # Weights that know nothing need the full rate.
-  "random": Planned(
-    title="none (random)", start="", changes=("--config.optim.backbone_multiplier=1.0",)
-  ),
+  "random": Planned(title="none (random)", start="", changes={"optim.backbone_multiplier": 1.0}),
   "deit": Planned(title="ImageNet-1k (DeiT)", start="deit", changes=_VIT_B, size="ViT-B"),
   "augreg": Planned(title="ImageNet-21k (AugReg)", start="augreg", changes=_VIT_B, size="ViT-B"),
   "mae": Planned(title="MAE", start="mae", changes=_VIT_B, size="ViT-B"),
@@ -97,16 +99,33 @@ def training_command(
   """
   planned = PLANNED[run]
   start = files[planned.start] if planned.start else ""
-  if not start and planned.start not in ("", "dinov2"):
-    raise ValueError(f"--run={run} starts from a file of ViT-B; give --{planned.start}=FILE")
-  given = (
-    f"--config.data.data_dir={data_dir}",
-    f"--config.model.pretrained={start}",
-    f"--config.train.seed={seed}",
-  )
-  return gathered_runs.training_command(
-    config, workdir, (*_SETTINGS, *given, *planned.changes, *changes)
-  )
+  if planned.start and not start:
+    raise ValueError(
+      f"--run={run} starts from a file of {planned.size}; give --{_flag(planned.start)}=FILE"
+    )
+  given = {"data.data_dir": data_dir, "model.pretrained": start, "train.seed": seed}
+  settings = {**_SETTINGS, **given, **planned.changes}
+  keys = (f"--config.{name}={value}" for name, value in settings.items())
+  return gathered_runs.training_command(config, workdir, (*keys, *changes))
+
+
+def _flag(start: str) -> str:
+  return "weights" if start == "dinov2" else start
+
+
+def deviations(run: str, seed: int, config: Mapping[str, Any]) -> list[str]:
+  """Return the keys in which a run's configuration is not the planned one, as 'model.depth=1'.
+
+  config: what its config.json holds. Which file it starts from is no deviation; whether from one is.
+  """
+  planned = PLANNED[run]
+  wanted = ostrack_s_256.get_config(_ARGUMENT)
+  start = config["model"]["pretrained"]
+  settings = {**_SETTINGS, **planned.changes, "train.seed": seed}
+  settings["model.pretrained"] = start if planned.start and start else planned.start
+  wanted.update_from_flattened_dict(settings)
+  differing = configuration.differing_keys(dict(config), configuration.as_json(wanted))
+  return [f"{name}={theirs}" for name, (theirs, _) in differing.items()]
 
 
 def evaluation_commands(workdir: pathlib.Path, otb: str) -> list[list[str]]:
@@ -115,13 +134,19 @@ def evaluation_commands(workdir: pathlib.Path, otb: str) -> list[list[str]]:
   return gathered_runs.evaluation_commands(workdir, datasets, ("last",))
 
 
-def gather(
-  workdir: pathlib.Path, run: str, seed: int, config: str, changes: Sequence[str]
-) -> dict[str, Any]:
-  """Return what a finished run leaves; FileNotFoundError where it is not finished."""
+def gather(workdir: pathlib.Path, run: str, seed: int) -> dict[str, Any]:
+  """Return what a finished run leaves, with the file that it started from and its deviations from the plan.
+
+  Raises:
+    FileNotFoundError: it is not finished.
+  """
   entry = gathered_runs.gather(workdir, run, seed, ("otb",), ("last",))
-  # So that a trial with a small network cannot pass for the planned run.
-  return entry | {"config": config, "changes": list(changes)}
+  # What the run was, not what this call's flags say, so that a trial cannot pass for the planned run.
+  config = json.loads((workdir / "config.json").read_text())
+  return entry | {
+    "start": pathlib.PurePath(config["model"]["pretrained"]).name,
+    "changes": deviations(run, seed, config),
+  }
 
 
 def pairs_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float | None:
@@ -248,20 +273,26 @@ def _remarks(number: int, runs: Mapping[str, dict], files: Mapping[str, str]) ->
     unrun = gathered_runs.found_and_unrun(runs, name, SEEDS)[1]
     if unrun:
       start = PLANNED[name].start
-      flag = "weights" if start == "dinov2" else start
-      hint = f"; needs --{flag}=FILE" if start and not files.get(start) else ""
+      hint = f"; needs --{_flag(start)}=FILE" if start and not files.get(start) else ""
       seeds = ", ".join(map(str, unrun))
       lines.append(
         f"* {PLANNED[name].title_in(number)} ({PLANNED[name].size}), seed {seeds}: {gathered_runs.UNRUN} "
         f"(`--table={number} --run={name} --seed={unrun[0]}`{hint})."
       )
+  starts: dict[str, list[str]] = {}
   trials: dict[str, list[str]] = {}
   for one in found:
-    if one["config"] != CONFIG or one["changes"] or one["pairs"] != PAIRS:
-      how = f"{one['config']} {' '.join(one['changes'])} on {one['pairs']:,} pairs"
-      trials.setdefault(how, []).append(gathered_runs.run_name(one["run"], one["seed"]))
+    name = gathered_runs.run_name(one["run"], one["seed"])
+    starts.setdefault(one["start"] or "random weights", []).append(name)
+    if one["changes"] or one["pairs"] != PAIRS:
+      how = " ".join([*one["changes"], f"on {one['pairs']:,} pairs"])
+      trials.setdefault(how, []).append(name)
+  if starts:
+    words = (f"{start} ({', '.join(names)})" for start, names in starts.items())
+    lines.append(f"* Backbones started from {'; '.join(words)}.")
   lines += [
-    f"* **Not the planned runs**: {', '.join(names)} were {how}." for how, names in trials.items()
+    f"* **Not the planned runs**: {', '.join(names)} were with {how}."
+    for how, names in trials.items()
   ]
   if number == 4:
     lines.append(
@@ -304,6 +335,6 @@ def verdict(better: Sequence[float], other: Sequence[float]) -> str:
     return "one seed cannot tell whether they agree"
   difference = statistics.mean(better) - statistics.mean(other)
   error = sum(statistics.variance(values) / len(values) for values in (better, other)) ** 0.5
-  if abs(difference) < 2 * error:
+  if abs(difference) <= 2 * error:
     return f"the same within what seeds differ by (standard error {error:.3f})"
   return "agrees" if difference > 0 else "**disagrees**"

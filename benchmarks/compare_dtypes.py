@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -27,6 +28,8 @@ from ostrack_jax.tracking import frames, lanes, motion, sharing
 from ostrack_jax.tracking.cutting import cut_search, cut_template, starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.tracker import tracking_factors
+
+_NAME = "benchmarks.compare_dtypes"
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("checkpoint", None, "Trained weights.", required=True, flag_values=FLAGS)
@@ -48,7 +51,7 @@ def find_videos() -> list[benchmarks.Video]:
   unknown = set(FLAGS.dataset) - set(benchmarks.BENCHMARKS)
   if unknown or len(FLAGS.dataset) != len(FLAGS.root):
     raise SystemExit(
-      f"benchmarks.compare_dtypes: --dataset {FLAGS.dataset} must name one of "
+      f"{_NAME}: --dataset {FLAGS.dataset} must name one of "
       f"{', '.join(sorted(benchmarks.BENCHMARKS))} for each --root, of which there are {len(FLAGS.root)}"
     )
   videos = [
@@ -59,7 +62,7 @@ def find_videos() -> list[benchmarks.Video]:
     ).videos
   ]
   if len({video.name for video in videos}) < len(videos):
-    raise SystemExit("benchmarks.compare_dtypes: two sequences have one name; compare them apart")
+    raise SystemExit(f"{_NAME}: two sequences have one name; compare them apart")
   return videos
 
 
@@ -82,15 +85,13 @@ def crops(
   return rows, size
 
 
-def kept(removed: Sequence[np.ndarray], cells: int) -> np.ndarray:
-  """Return [stages, b, cells] bool: the search tokens that are left after each stage."""
-  left = np.ones((len(removed[0]), cells), bool)
-  stages = []
-  for indices in removed:
-    left = left.copy()
-    np.put_along_axis(left, indices, False, axis=1)
-    stages.append(left)
-  return np.array(stages)
+def kept(removed: Sequence[np.ndarray], batch_size: int, cells: int) -> np.ndarray:
+  """Return [stages, b, cells] bool: the search tokens that are left after each stage, of which there may be none."""
+  stages = np.ones((len(removed), batch_size, cells), bool)
+  for number, indices in enumerate(removed):
+    for later in stages[number:]:
+      np.put_along_axis(later, indices, False, axis=1)
+  return stages
 
 
 def forward(network: loading.Checkpoint) -> Callable:
@@ -134,7 +135,7 @@ def from_annotated_boxes(
           in_frame[name].append(
             motion.next_box(box, start, resize_factor, model.search_size, *size)
           )
-        sets[name] = kept(removed, model.search_grid**2)[:, : len(part)]
+        sets[name] = kept(removed, FLAGS.batch_size, model.search_grid**2)[:, : len(part)]
       both = np.logical_and(*sets.values()).sum(axis=2)
       common.append(both / sets["float32"].sum(axis=2))
     for name in networks:
@@ -144,7 +145,7 @@ def from_annotated_boxes(
   # Of every frame the coordinate that differs most.
   apart = np.abs(np.subtract(*(np.array(found[name]) for name in DTYPES))).max(axis=1)
   means = {name: float(np.concatenate(overlaps[name]).mean()) for name in networks}
-  stages = np.concatenate(common, axis=1).mean(axis=1) if model.keep_ratios else np.ones(0)
+  stages = np.concatenate(common, axis=1).mean(axis=1)
   return {
     "frames": len(apart),
     "mean_iou": means,
@@ -178,9 +179,7 @@ def free_runs(network: loading.Checkpoint, videos: Sequence[benchmarks.Video]) -
   return {name: one.measures["success_auc"] for name, one in summary.sequences.items()}
 
 
-def main(argv: list[str]) -> None:
-  """Compare, print, and write what --output names."""
-  del argv
+def _compare() -> None:
   videos = find_videos()
   networks = {dtype: loading.load(FLAGS.checkpoint, dtype=dtype) for dtype in DTYPES}
   device = jax.local_devices()[0].device_kind
@@ -192,7 +191,8 @@ def main(argv: list[str]) -> None:
     f"mean IoU from annotated boxes: {means}, difference {compared['mean_iou_difference']:+.4f}"
   )
   print("boxes apart: " + ", ".join(f"{n} {px:.3f} px" for n, px in compared["px_apart"].items()))
-  shares = ", ".join(f"{share:.2%}" for share in compared["kept_in_common_by_stage"])
+  stages = [f"{share:.2%}" for share in compared["kept_in_common_by_stage"]]
+  shares = ", ".join(stages) or "all, nothing is eliminated"
   print(f"search tokens that both keep, after each stage: {shares}")
   runs = {name: free_runs(network, videos) for name, network in networks.items()}
   compared["free_success_auc"] = runs
@@ -205,5 +205,14 @@ def main(argv: list[str]) -> None:
     write_text(pathlib.Path(FLAGS.output), text + "\n")
 
 
+def main(argv: list[str]) -> None:
+  """Compare, print, and write what --output names."""
+  del argv
+  try:
+    _compare()
+  except (ValueError, OSError) as error:
+    sys.exit(f"{_NAME}: {error}")
+
+
 if __name__ == "__main__":
-  command_line.run(main, "benchmarks.compare_dtypes", FLAGS, __doc__)
+  command_line.run(main, _NAME, FLAGS, __doc__)

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks import speed_rows
 from benchmarks.gathered_runs import UNRUN
-from ostrack_jax import loading
-from ostrack_jax.evaluation import measures, metrics, published_ablations
+from ostrack_jax import loading, visualization
+from ostrack_jax.evaluation import measures, metrics, published_ablations, run_folder
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training import cost, run_summary
 from ostrack_jax.training.state import init_variables
@@ -111,7 +111,9 @@ def _remarks(rows, printed, measured) -> list[str]:
         for name in ("fps", "giga_macs")
       )
       line += f"; in the paper {macs:+.1f} % and {fps:+.1f} %"
-      if speed is not None and 100 * (speed - 1) < fps:
+      # The reason is one of GPUs; a speed that does not say where it was measured gets none.
+      on_gpu = speed is not None and less["fps"].get("platform") == "gpu"
+      if on_gpu and 100 * (speed - 1) < fps:
         line += (
           ". Less than there, probably since a newer device spends less of a batch of 1 on arithmetic: reading the "
           "weights and starting kernels take as long with fewer candidates"
@@ -121,22 +123,36 @@ def _remarks(rows, printed, measured) -> list[str]:
 
 
 def curve_name(checkpoint: str, dataset: str) -> str:
-  """Return under which name a curve is kept."""
-  return f"{loading.label(checkpoint)} {dataset}"
+  """Return under which name a curve is kept: the checkpoint's, with a digest that no other one has.
+
+  Raises as loading.load does.
+  """
+  loaded = loading.load(checkpoint)
+  digest = run_folder.checkpoint_digest(loaded.variables, loaded.description)
+  return f"{loading.label(checkpoint)} {digest[:8]} {dataset}"
 
 
 def evaluation_commands(
-  checkpoint: str, dataset: str, root: str, keep_ratios: Sequence[float], runs: pathlib.Path
+  name: str,
+  checkpoint: str,
+  dataset: str,
+  root: str,
+  keep_ratios: Sequence[float],
+  runs: pathlib.Path,
 ) -> dict[float, tuple[list[str], pathlib.Path]]:
-  """Return for every keep ratio the command that evaluates with it, and the folder that it writes."""
+  """Return for every keep ratio the command that evaluates with it, and the folder that it writes.
+
+  name: of the curve; its folders lie together in one of `runs`.
+  """
   commands = {}
   for ratio in keep_ratios:
-    folder = runs / curve_name(checkpoint, dataset).replace(" ", "_") / f"{ratio:g}"
+    # Written in full, since two ratios must not share a folder.
+    folder = runs / name.replace(" ", "_") / str(ratio)
     commands[ratio] = (
       [
         *(sys.executable, "-m", "ostrack_jax.evaluate", f"--checkpoint={checkpoint}"),
         *(f"--dataset={dataset}", f"--root={root}", "--allow_missing"),
-        *(f"--keep_ratios={ratio:g}", f"--output={folder}"),
+        *(f"--keep_ratios={ratio}", f"--output={folder}"),
       ],
       folder,
     )
@@ -231,4 +247,5 @@ def draw_curve(name: str, found: Mapping[str, Any], path: pathlib.Path) -> None:
     accuracy.axvline(trained[0], color="grey", linestyle=":")
     accuracy.text(trained[0], 0.02, " trained with", color="grey", fontsize=8)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=110)
+  with visualization.written_whole(path) as temporary:
+    figure.savefig(temporary, dpi=110)

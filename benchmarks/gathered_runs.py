@@ -54,17 +54,22 @@ def evaluation_commands(
 ) -> list[list[str]]:
   """Return the commands that evaluate a trained run.
 
-  datasets: name to the flags of `evaluate` that say what it is. Results go to WORKDIR/<name>_<choice>.
+  datasets: name to the flags of `evaluate` that say what it is.
   """
   commands = []
-  for chosen, step in checkpoints(workdir, choices).items():
+  for step in dict.fromkeys(checkpoints(workdir, choices).values()):
     start = [
       *(sys.executable, "-m", "ostrack_jax.evaluate"),
       f"--checkpoint={workdir}/{checkpoint.STEPS_FOLDER}/{step}",
     ]
     for name, how in datasets.items():
-      commands.append([*start, *how, f"--output={workdir}/{name}_{chosen}"])
+      commands.append([*start, *how, f"--output={evaluation_folder(workdir, name, step)}"])
   return commands
+
+
+def evaluation_folder(workdir: pathlib.Path, dataset: str, step: int) -> pathlib.Path:
+  """Return where a run's checkpoint is evaluated: one folder a step, since a run that goes on has a later one."""
+  return workdir / f"{dataset}_{step}"
 
 
 def gather(
@@ -97,7 +102,7 @@ def gather(
   for chosen, step in checkpoints(workdir, choices).items():
     entry[chosen] = {"pairs": step * batch}
     for dataset in datasets:
-      entry[chosen][dataset] = success_of(workdir / f"{dataset}_{chosen}")
+      entry[chosen][dataset] = success_of(evaluation_folder(workdir, dataset, step))
   return entry
 
 

@@ -12,11 +12,12 @@ that was stopped goes on. The second line prints the table, names what has not b
 
 import pathlib
 import statistics
+import sys
 
 from absl import flags
 
 from benchmarks import gathered_runs
-from ostrack_jax import command_line
+from ostrack_jax import command_line, visualization
 
 _NAME = "benchmarks.little_video"
 # What is compared: the argument of the configuration, changes to it, and the seeds.
@@ -126,12 +127,11 @@ def draw(entries: dict[str, dict], path: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
   figure.axes[0].legend(fontsize=8)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=110)
+  with visualization.written_whole(path) as temporary:
+    figure.savefig(temporary, dpi=110)
 
 
-def main(argv: list[str]) -> None:
-  """Run or report."""
-  del argv
+def _make() -> None:
   gathered = pathlib.Path(FLAGS.gathered)
   if FLAGS.run:
     name = gathered_runs.run_name(FLAGS.run, FLAGS.seed)
@@ -146,6 +146,15 @@ def main(argv: list[str]) -> None:
   print(table(entries))
   if FLAGS.pictures:
     draw(entries, pathlib.Path(FLAGS.pictures) / "little_video.png")
+
+
+def main(argv: list[str]) -> None:
+  """Run or report."""
+  del argv
+  try:
+    _make()
+  except (ValueError, OSError) as error:
+    sys.exit(f"{_NAME}: {error}")
 
 
 if __name__ == "__main__":

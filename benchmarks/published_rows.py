@@ -28,11 +28,19 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     summary = json.loads(file.read_text())
   except ValueError as error:
     raise ValueError(f"{file} is not readable JSON ({error}); evaluate again") from error
-  lacking = [name for name in ("dataset", "tracker", "rule", "sequences") if name not in summary]
+  if not isinstance(summary, dict):
+    raise ValueError(f"{file} holds a {type(summary).__name__}; expected an object")
+  needed = ("dataset", "tracker", "rule", "sequences", "mean", "all_frames")
+  lacking = [name for name in needed if name not in summary]
   if lacking:
     raise ValueError(
       f"{file} does not say its {lacking[0]}; expected what evaluate --checkpoint writes"
     )
+  for key, known in (("dataset", benchmarks.BENCHMARKS), ("rule", metrics.RULES)):
+    if summary[key] not in known:
+      raise ValueError(
+        f"{file} has {key} {summary[key]!r}; expected one of {', '.join(sorted(known))}: evaluate again"
+      )
   return summary
 
 

@@ -44,7 +44,7 @@ def measure(
 
   Returns:
     name to {"network": frames per second from crops on the device to a box on the host, "step": from a frame of
-    1280 x 720 on the host to a box, "device", "dtype", "jax"}.
+    1280 x 720 on the host to a box, "device", "platform", "dtype", "jax"}.
   """
   inference.FLAGS(["inference", f"--seconds={seconds}"])
   steps: dict[str, dict] = {"network": {}, "step": {}}
@@ -53,7 +53,8 @@ def measure(
     steps["network"][name] = inference.network_step(model, given, 1)
     steps["step"][name] = inference.tracking_step(model, given)
   found = {kind: inference.median_ms(one) for kind, one in steps.items()}
-  about = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+  device = jax.devices()[0]
+  about = {"device": device.device_kind, "platform": device.platform, "jax": jax.__version__}
   return {
     name: {
       **{kind: round(1e3 / found[kind][name], 2) for kind in steps},
@@ -82,8 +83,10 @@ def ratio(
 
 def ratio_text(faster: Mapping[str, Any] | None, slower: Mapping[str, Any] | None) -> str:
   """Return the ratio for a table."""
+  if faster is None or slower is None:
+    return UNRUN
   value = ratio(faster, slower)
-  return UNRUN if value is None else f"{value:.2f}"
+  return "other device, type or jax" if value is None else f"{value:.2f}"
 
 
 def devices(measured: Mapping[str, Mapping[str, Any]]) -> str:

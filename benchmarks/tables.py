@@ -14,10 +14,13 @@ all commands. Runs and speeds gather in --gathered, from several machines by --m
 not been run is named so. --output gets table_N.md, table_N.json and the curve's picture.
 """
 
+import concurrent.futures
 import json
+import multiprocessing
 import pathlib
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from absl import flags
 
@@ -28,6 +31,7 @@ from ostrack_jax.evaluation.results import write_text
 
 _NAME = "benchmarks.tables"
 _PARTS = ("runs", "fps", "curves")
+_Number = TypeVar("_Number")
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_integer("table", None, "of the paper, 1 to 5", 1, 5, flag_values=FLAGS)
@@ -97,6 +101,12 @@ def read_gathered() -> dict[str, dict]:
       if part not in content:
         raise ValueError(f"{path} holds {part!r}, which no table has; give another file")
       content[part] |= entries
+  for name, entry in content["runs"].items():
+    lacking = sorted({"start", "changes"} - entry.keys())
+    if lacking:
+      raise ValueError(
+        f"the gathered run {name} does not say its {lacking[0]}; gather it again with --evaluate_only"
+      )
   return content
 
 
@@ -116,21 +126,20 @@ def do_run() -> None:
     raise ValueError(f"--run={FLAGS.run} is not of Table {FLAGS.table}, which has {of_table}")
   name = gathered_runs.run_name(FLAGS.run, FLAGS.seed)
   workdir = pathlib.Path(FLAGS.runs) / name
-  training = ablation_runs.training_command(
-    FLAGS.run,
-    FLAGS.seed,
-    workdir,
-    config=FLAGS.config,
-    data_dir=FLAGS.data_dir,
-    files=files(),
-    changes=FLAGS.change,
-  )
   if not FLAGS.evaluate_only:
+    training = ablation_runs.training_command(
+      FLAGS.run,
+      FLAGS.seed,
+      workdir,
+      config=FLAGS.config,
+      data_dir=FLAGS.data_dir,
+      files=files(),
+      changes=FLAGS.change,
+    )
     gathered_runs.execute(training, _NAME)
   for command in ablation_runs.evaluation_commands(workdir, FLAGS.otb):
     gathered_runs.execute(command, _NAME)
-  entry = ablation_runs.gather(workdir, FLAGS.run, FLAGS.seed, FLAGS.config, FLAGS.change)
-  record("runs", {name: entry})
+  record("runs", {name: ablation_runs.gather(workdir, FLAGS.run, FLAGS.seed)})
 
 
 def measure() -> None:
@@ -155,27 +164,37 @@ def measure() -> None:
 
 def make_curve() -> None:
   """Evaluate at the keep ratios that are not evaluated yet, and measure speeds."""
-  ratios = [_number("keep_ratios_curve", word) for word in FLAGS.keep_ratios_curve]
+  words = FLAGS.keep_ratios_curve
+  ratios = [_number("keep_ratios_curve", word, float, "numbers") for word in words]
+  # In a process of its own, which leaves the device to those that evaluate.
+  with concurrent.futures.ProcessPoolExecutor(
+    1, mp_context=multiprocessing.get_context("spawn")
+  ) as pool:
+    name = pool.submit(elimination_table.curve_name, FLAGS.checkpoint, FLAGS.dataset).result()
   commands = elimination_table.evaluation_commands(
-    FLAGS.checkpoint, FLAGS.dataset, FLAGS.root, ratios, pathlib.Path(FLAGS.runs) / "curves"
+    name,
+    FLAGS.checkpoint,
+    FLAGS.dataset,
+    FLAGS.root,
+    ratios,
+    pathlib.Path(FLAGS.runs) / "curves",
   )
   for command, _ in commands.values():
     gathered_runs.execute(command, _NAME)
   folders = {ratio: folder for ratio, (_, folder) in commands.items()}
   found = elimination_table.curve(FLAGS.checkpoint, folders, FLAGS.seconds)
-  name = elimination_table.curve_name(FLAGS.checkpoint, FLAGS.dataset)
   record("curves", {name: found})
 
 
 def _sizes() -> list[int]:
-  return [int(_number("search_sizes", word)) for word in FLAGS.search_sizes]
+  return [_number("search_sizes", word, int, "whole numbers") for word in FLAGS.search_sizes]
 
 
-def _number(name: str, word: str) -> float:
+def _number(name: str, word: str, kind: Callable[[str], _Number], expected: str) -> _Number:
   try:
-    return float(word)
+    return kind(word)
   except ValueError:
-    raise ValueError(f"--{name} has {word!r}; expected numbers") from None
+    raise ValueError(f"--{name} has {word!r}; expected {expected}") from None
 
 
 def _check_flags() -> None:

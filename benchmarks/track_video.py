@@ -13,6 +13,7 @@ import json
 import pathlib
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking.frames import VideoFrames
 from ostrack_jax.training.state import init_variables
 from ostrack_jax.visualization import VideoWriter
+
+_NAME = "benchmarks.track_video"
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("checkpoint", None, "By default random weights.", flag_values=FLAGS)
@@ -102,11 +105,12 @@ def end_to_end(tracker: MultiTracker, video: VideoFrames, count: int, folder: st
 
 def measure(folder: str) -> Iterator[tuple[str, float]]:
   """Yield names and frames per second, turn after turn."""
+  # Before the video, which takes long to make: a wrong path shall be told at once.
+  checkpoint = make_checkpoint()
   video = pathlib.Path(folder) / "video.mp4"
   write_video(video, FLAGS.frames)
   source = VideoFrames(video)
   held = [image for image, _ in zip(source, range(_RENDERED))]
-  checkpoint = make_checkpoint()
   for _ in range(FLAGS.turns):
     yield "decode", rate(source)
     for count in (1, FLAGS.objects):
@@ -118,9 +122,7 @@ def measure(folder: str) -> Iterator[tuple[str, float]]:
       yield f"end to end, {count}", end_to_end(tracker, source, count, folder)
 
 
-def main(argv) -> int:
-  """Measure, print and write."""
-  del argv
+def _measure_all() -> None:
   rates: dict[str, list[float]] = {}
   with tempfile.TemporaryDirectory() as folder:
     for name, value in tqdm(measure(folder), total=5 * FLAGS.turns, disable=None):
@@ -146,8 +148,16 @@ def main(argv) -> int:
   )
   if FLAGS.output:
     write_text(pathlib.Path(FLAGS.output), json.dumps(found, indent=2) + "\n")
-  return 0
+
+
+def main(argv) -> None:
+  """Measure, print and write."""
+  del argv
+  try:
+    _measure_all()
+  except (ValueError, OSError) as error:
+    sys.exit(f"{_NAME}: {error}")
 
 
 if __name__ == "__main__":
-  command_line.run(main, "track_video", FLAGS, __doc__)
+  command_line.run(main, _NAME, FLAGS, __doc__)

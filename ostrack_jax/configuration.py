@@ -57,18 +57,29 @@ def check_workdir(config, workdir: pathlib.Path) -> None:
   steps = checkpoint.steps_in(workdir)
   if not steps:
     return
+  differing = differing_keys(_config_of(workdir, steps), as_json(config))
+  if differing:
+    words = ", ".join(
+      f"{name} ({theirs!r} there, {ours!r} now)" for name, (theirs, ours) in differing.items()
+    )
+    raise ValueError(
+      f"{workdir} belongs to a run with another configuration: {words}; choose another --workdir"
+    )
+
+
+def differing_keys(theirs: dict, ours: dict) -> dict[str, tuple]:
+  """Return what makes two runs' configurations different, as key to (theirs, ours).
+
+  Both as as_json has them; keys that may change between a run and its continuation are left out.
+  """
   # Keys that came later were, in effect, at their defaults.
-  theirs = _flatten(as_json(common.get_config())) | _flatten(_config_of(workdir, steps))
-  ours = _flatten(as_json(config))
-  differing = [
-    f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
+  theirs = _flatten(as_json(common.get_config())) | _flatten(theirs)
+  ours = _flatten(ours)
+  return {
+    name: (theirs.get(name), ours.get(name))
     for name in sorted(theirs.keys() | ours.keys())
     if theirs.get(name) != ours.get(name) and not name.startswith(_FREE_TO_CHANGE)
-  ]
-  if differing:
-    raise ValueError(
-      f"{workdir} belongs to a run with another configuration: {', '.join(differing)}; choose another --workdir"
-    )
+  }
 
 
 def _config_of(workdir: pathlib.Path, steps: list[int]) -> dict:

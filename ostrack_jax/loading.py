@@ -100,9 +100,8 @@ def change_elimination(
     ratios = ratios if layers else ()
   else:
     ratios = (keep_ratios,) if isinstance(keep_ratios, int | float) else tuple(keep_ratios)
-  if ratios and all(ratio == 1 for ratio in ratios) and len(ratios) in (1, len(layers)):
-    layers, ratios = (), ()
-  if ratios and not layers:
+  keeps_all = bool(ratios) and all(ratio == 1 for ratio in ratios)
+  if ratios and not layers and not (keeps_all and len(ratios) == 1):
     raise ValueError(
       f"keep_ratios {ratios} are for no stage; give elimination_layers, such as 3,6,9, too"
     )
@@ -113,7 +112,9 @@ def change_elimination(
       f"keep_ratios {ratios} do not fit elimination_layers {layers}; give one ratio for all stages, or "
       "one for each"
     )
-  return model.clone(elimination_layers=layers, keep_ratios=ratios)
+  # Even where nothing is eliminated, the layers must be blocks that there are.
+  changed = model.clone(elimination_layers=layers, keep_ratios=ratios)
+  return changed.clone(elimination_layers=(), keep_ratios=()) if keeps_all else changed
 
 
 def _load(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
@@ -145,8 +146,11 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 def label(path: str | os.PathLike) -> str:
   """Return what to call a checkpoint: its folder's or file's name, for a step the run's name and the step."""
-  path = pathlib.Path(path).resolve()
-  return f"{path.parent.parent.name}-{path.name}" if _is_step(path) else path.stem
+  resolved = pathlib.Path(path).resolve()
+  if _is_step(resolved):
+    return f"{resolved.parent.parent.name}-{resolved.name}"
+  # A folder's name has no suffix: what stands behind its point is part of it, as in `vitb.v2`.
+  return resolved.name if is_folder(path) else resolved.stem
 
 
 def _is_step(path: pathlib.Path) -> bool:

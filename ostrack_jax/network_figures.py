@@ -8,7 +8,7 @@ import contextlib
 import os
 import pathlib
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -78,7 +78,7 @@ def write_pictures(
       if frame.index in stills:
         heading = f"{source}, frame {frame.index}"
         seen = [one for one in (inspection, frame.compared) if one is not None]
-        figures = {"activations": activation_figure(dict(zip(names, seen)), heading)}
+        figures = {"activations": activation_figure(list(zip(names, seen)), heading)}
         if inspection.attention:
           figures["attention"] = attention_figure(inspection, heading)
         if inspection.removed:
@@ -149,24 +149,25 @@ def elimination_strip(frame: InspectedFrame) -> np.ndarray:
   return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)
 
 
-def activation_figure(inspections: Mapping[str, Inspection], heading: str) -> Figure:
+def activation_figure(inspections: Sequence[tuple[str, Inspection]], heading: str) -> Figure:
   """Draw how far the backbone's features stand out, one network beside the other (Fig. 6).
 
   All are on one scale, which inspection.activations explains.
 
   Args:
-    inspections: of the same square of a frame, by what the networks are called.
+    inspections: what each network is called, and what it made of the same square of a frame.
   """
-  titles = [textwrap.fill(name, _TITLE_WIDTH) for name in inspections]
+  titles = [textwrap.fill(name, _TITLE_WIDTH) for name, _ in inspections]
+  seen = [one for _, one in inspections]
   figure, panels, bars = _row(
-    1 + len(inspections),
+    1 + len(seen),
     f"{heading}: activation of the backbone's features",
     title_lines=2 + max(title.count("\n") for title in titles),
   )
-  first = next(iter(inspections.values()))
+  first = seen[0]
   _draw_input(panels[0], first)
-  highest = max(float(one.activation.max()) for one in inspections.values())
-  for panel, bar, title, one in zip(panels[1:], bars[1:], titles, inspections.values()):
+  highest = max(float(one.activation.max()) for one in seen)
+  for panel, bar, title, one in zip(panels[1:], bars[1:], titles, seen):
     image = _draw_cells(panel, one, one.activation, title, one.eliminated, highest)
     # The box of the track, for a comparison's own head need not even be trained.
     _draw_box(panel, first)

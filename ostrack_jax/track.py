@@ -1,4 +1,4 @@
-"""Track targets through a video, without a display.
+"""Track targets through a video: into a video, tables, or a window.
 
   python -m ostrack_jax.track --checkpoint=PATH --source=VIDEO_OR_FRAME_FOLDER \\
     --init_box=x,y,w,h --output=OUT.mp4 --boxes=OUT.csv
@@ -65,7 +65,7 @@ flags.DEFINE_integer(
   "line_width", None, "of boxes, in pixels; by default to suit the frame", flag_values=FLAGS
 )
 flags.DEFINE_integer("trail", 0, "frames back that an object's way is drawn", flag_values=FLAGS)
-flags.DEFINE_bool("inset", False, "show the search regions in a corner", flag_values=FLAGS)
+flags.DEFINE_bool("inset", False, "show the search regions along the lower edge", flag_values=FLAGS)
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
 )  # fmt: skip
@@ -101,7 +101,12 @@ def read_starts(path: pathlib.Path) -> dict[int, list[_Box]]:
   if not path.is_file():
     raise FileNotFoundError(f"--init_boxes={path} does not exist")
   starts: dict[int, list[_Box]] = {}
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+  try:
+    # Spreadsheets write a mark in front of the first line.
+    text = path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+  for number, line in enumerate(text.splitlines(), 1):
     words = line.partition("#")[0].replace(",", " ").split()
     if not words or (words[0] == "frame" and not starts):
       continue
@@ -153,9 +158,10 @@ def _paths() -> dict[str, pathlib.Path]:
     )
   if "output" in paths and paths["output"].suffix.lower() != ".mp4":
     raise ValueError(f"--output={paths['output']} must end in .mp4")
-  source = pathlib.Path(FLAGS.source)
-  if any(path.resolve() == source.resolve() for path in paths.values()):
-    raise ValueError(f"{source} is the source; write to another file")
+  for flag in ("source", "checkpoint", "init_boxes"):
+    read = FLAGS[flag].value
+    if read and pathlib.Path(read).resolve() in (path.resolve() for path in paths.values()):
+      raise ValueError(f"{read} is read, as --{flag}; write to another file")
   check_outputs(paths, FLAGS.overwrite)
   if FLAGS.show:
     track_outputs.check_display()
@@ -196,6 +202,15 @@ def _outputs(
   return outputs
 
 
+def _stdin() -> io.RawIOBase | None:
+  """Return standard input where --source asks for it and it is open."""
+  # Where it is closed, its number may by now be that of some other file; Python has noted it in time.
+  if FLAGS.source != "-" or sys.stdin is None:
+    return None
+  # Unbuffered, since nobody else can leave a buffer while a thread waits in it.
+  return io.FileIO(0, closefd=False)
+
+
 def _check_starts(starts: Mapping[int, object], count: int, name: str) -> None:
   if max(starts) >= count:
     raise ValueError(
@@ -213,10 +228,7 @@ def _track() -> int:
   count = sum(map(len, starts.values()))
   drawing = _drawing(numbered=count > 1)
   elimination = elimination_flags.read(FLAGS)
-  frames = streams.open_source(
-    # Unbuffered, since nobody else can leave a buffer while a thread waits in it.
-    FLAGS.source, io.FileIO(0, closefd=False), FLAGS.frame_size, FLAGS.pixel_format
-  )  # fmt: skip
+  frames = streams.open_source(FLAGS.source, _stdin(), FLAGS.frame_size, FLAGS.pixel_format)
   if isinstance(frames, ImageFrames):
     _check_starts(starts, len(frames), frames.name)
   # Late, so that a wrong argument is named at once.
@@ -250,7 +262,8 @@ def _track() -> int:
 def _report(ending: track_outputs.Ending, outputs, paths: Mapping[str, pathlib.Path]) -> None:
   speed = ""
   if ending.frames > 2:
-    alone = 1 / float(np.median(ending.seconds[1:]))
+    # As in per_second: the first update compiles.
+    alone = 1 / float(np.median(ending.seconds[2:]))
     speed = f", {ending.per_second:.1f} frames/s ({alone:.1f} in the tracker)"
   written = f"; written: {', '.join(map(str, paths.values()))}" if paths else ""
   print(f"{ending.frames} frames{speed}{written}")

@@ -240,7 +240,8 @@ def write_tracks(
   """Write every frame's results to all outputs.
 
   Ctrl-C ends the track and completes the files, and so does an error of a live source; any other error
-  leaves no file behind, as does Ctrl-C before the first frame.
+  leaves no file behind, as does Ctrl-C before the first frame. Videos are completed first, so that one that
+  cannot be leaves no table either; a disk that is full at the last lines of a table may leave the files before it.
 
   Args:
     tracks: gives TrackedObjects.
@@ -248,7 +249,8 @@ def write_tracks(
   """
   ending, times = Ending(), []
   with Interrupts() as interrupts, contextlib.ExitStack() as files:
-    for output in outputs:
+    # The last one entered is completed first.
+    for output in sorted(outputs, key=lambda one: isinstance(one, AnnotatedVideo)):
       files.enter_context(output)
     with contextlib.closing(tracks):
       try:

@@ -173,12 +173,19 @@ class _Mp4v:
     self._writer.release()
 
 
+def _import_pyav():
+  try:
+    import av
+  except ImportError:
+    raise ValueError("codec h264 needs PyAV: pip install av; mp4v needs nothing") from None
+  return av
+
+
 class _H264:
   """H.264 by PyAV's FFmpeg and x264."""
 
   def __init__(self, path: pathlib.Path, fps: float, width: int, height: int):
-    import av
-
+    av = _import_pyav()
     self._video_frame = av.VideoFrame
     # The index in front, so that browsers play it while it loads.
     self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
@@ -224,7 +231,8 @@ class VideoWriter:
     codec: `h264`, which needs PyAV, or `mp4v` (MPEG-4 Part 2); None for default_codec's.
 
   Raises:
-    ValueError: another suffix or codec, no frame written, or frames of different size.
+    ValueError: another suffix or codec, one whose library is not installed, no frame written, or frames
+      of different size.
     OSError: the file cannot be written.
   """
 
@@ -237,6 +245,9 @@ class VideoWriter:
     self.codec = default_codec() if codec is None else codec
     if self.codec not in _CODECS:
       raise ValueError(f"codec {codec!r} is unknown; choose one of {', '.join(_CODECS)}")
+    if self.codec == "h264":
+      # Here already, since the first frame may come late.
+      _import_pyav()
     self._fps = fps
     self._encoder: _Mp4v | _H264 | None = None
     self._size: tuple[int, int] | None = None

@@ -8,7 +8,8 @@ region, block by block), elimination_<frame>.png (which cells are gone after eac
 activations_<frame>.png (how far the backbone's features stand out; with --compare=PATH2 those of two
 networks that see the same squares) and score_maps_<frame>.png (with and without the Hann window); and
 of all frames elimination.mp4. Frames and blocks count from 0; frame 0 gives the template, so the
-pictures begin with frame 1. The track is the tracker's own.
+pictures begin with frame 1. The track is the tracker's own. --keep_ratios and --elimination_layers
+change the first network alone.
 """
 
 import itertools
@@ -22,7 +23,7 @@ import cv2
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line, picture_folder
+from ostrack_jax import command_line, elimination_flags, picture_folder
 
 if TYPE_CHECKING:
   from ostrack_jax.models.ostrack import OSTrack
@@ -56,6 +57,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
   "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=FLAGS
 )  # fmt: skip
+elimination_flags.define(FLAGS)
 
 
 def parse_numbers(
@@ -105,11 +107,6 @@ def choose_frames(asked: str | None, count: int | None, limit: int | None) -> li
   return frames
 
 
-def title(source: str, name: str) -> str:
-  """Return what to call a sequence: its name, or of NAME/img, as benchmarks have it, the folder's above."""
-  return pathlib.Path(source).resolve().parent.name if name in ("img", "color") else name
-
-
 def left_out(model: "OSTrack", kinds: Collection[str]) -> str:
   """Return a line on the pictures that are not among those drawn, and why; empty where none lacks."""
   reasons = {
@@ -141,6 +138,7 @@ def _visualize() -> int:
   layers = None
   if FLAGS.layers is not None:
     layers = parse_numbers("layers", FLAGS.layers, "block numbers such as 0,3,6")
+  elimination = elimination_flags.read(FLAGS)
   from ostrack_jax.tracking.frames import open_frames
 
   frames = open_frames(FLAGS.source)
@@ -153,7 +151,7 @@ def _visualize() -> int:
   from ostrack_jax import load, loading, network_figures
   from ostrack_jax.tracking import inspection
 
-  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype)
+  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **elimination)
   names, compared = [loading.label(FLAGS.checkpoint)], None
   if FLAGS.compare is not None:
     # Folders say how many heads they have; the flag is for files.
@@ -182,7 +180,7 @@ def _visualize() -> int:
       stills,
       folder,
       fps=frames.fps,
-      source=title(FLAGS.source, frames.name),
+      source=frames.name,
       names=names,
       progress=progress.update,
     )
@@ -201,7 +199,8 @@ def main(argv: Sequence[str]) -> int:
   except (ValueError, OSError) as error:
     sys.exit(f"ostrack-visualize: {error}")
   except KeyboardInterrupt:
-    sys.exit("ostrack-visualize: interrupted; nothing was written")
+    print("ostrack-visualize: interrupted; nothing was written", file=sys.stderr)
+    return 130
 
 
 def run() -> None:

@@ -33,6 +33,16 @@ def _reference() -> pathlib.Path | None:
   return pathlib.Path(folder) if folder else None
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+  """Compile a module's programs with few optimisations, where compiling takes longer than running."""
+  name = "jax_disable_most_optimizations"
+  before = jax.config.values[name]
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, before)
+
+
 @pytest.fixture
 def reference_dir() -> pathlib.Path:
   """The folder of reference material named by OSTRACK_REFERENCE; skips without."""

@@ -25,18 +25,42 @@ def root(tmp_path):
   return folder.parent
 
 
-def _flags(root):
+def _flags(root, *more):
   compare_dtypes.FLAGS([
-    "compare_dtypes", "--checkpoint=ostrack_tiny", f"--root={root}", "--batch_size=4", "--dataset=folder"
+    "compare_dtypes", "--checkpoint=ostrack_tiny", f"--root={root}", "--batch_size=4", "--dataset=folder", *more
   ])  # fmt: skip
 
 
 def test_kept_are_those_that_no_stage_removed():
-  left = compare_dtypes.kept([np.array([[3], [0]]), np.array([[0, 1], [1, 3]])], 4)
+  left = compare_dtypes.kept([np.array([[3], [0]]), np.array([[0, 1], [1, 3]])], 2, 4)
   assert left.tolist() == [
     [[True, True, True, False], [False, True, True, True]],
     [[False, False, True, False], [False, False, True, False]],
   ]
+
+
+def test_a_network_that_keeps_all_is_compared_without_stages(root, monkeypatch):
+  _flags(root)
+  (video,) = compare_dtypes.find_videos()
+  still = np.full((4, 4), 0.5, np.float32)
+  monkeypatch.setattr(compare_dtypes, "forward", lambda network: lambda *crops: (still, ()))
+  networks = dict.fromkeys(compare_dtypes.DTYPES, loading.load("ostrack_tiny", keep_ratios=1))
+  compared = compare_dtypes.from_annotated_boxes(networks, [video])
+  assert (compared["frames"], compared["kept_in_common_by_stage"]) == (5, [])
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ("--checkpoint=nope", "benchmarks.compare_dtypes: there is no checkpoint nope"),
+    ("--root=nowhere", "benchmarks.compare_dtypes: nowhere is not a folder"),
+  ],
+)
+def test_mistakes_end_in_one_sentence(root, change, said):
+  _flags(root, change)
+  with pytest.raises(SystemExit) as raised:
+    compare_dtypes.main([])
+  assert said in str(raised.value)
 
 
 def test_a_type_agrees_with_itself_and_nearly_with_the_other(root):

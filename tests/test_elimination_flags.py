@@ -1,8 +1,8 @@
-"""--keep_ratios and --elimination_layers, as evaluate and track take them."""
+"""--keep_ratios and --elimination_layers, as evaluate, track and visualize take them."""
 
 import pytest
 
-from ostrack_jax import command_line, elimination_flags, evaluate, track
+from ostrack_jax import command_line, elimination_flags, evaluate, track, visualize
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def test_words_that_are_no_numbers_are_named(argument, words):
     elimination_flags.read(own)
 
 
-def test_both_commands_have_the_flags():
-  for command in (evaluate, track):
+def test_every_command_that_runs_a_network_has_the_flags():
+  for command in (evaluate, track, visualize):
     assert {"keep_ratios", "elimination_layers"} <= set(command.FLAGS)

@@ -1,7 +1,9 @@
 """What benchmarks.little_video runs, gathers and prints."""
 
 import json
+import pathlib
 
+import matplotlib.figure
 import pytest
 
 from benchmarks import gathered_runs, little_video
@@ -11,16 +13,19 @@ from ostrack_jax import configuration
 
 @pytest.fixture(autouse=True)
 def flags():
+  little_video.FLAGS.unparse_flags()
+  for name in little_video.FLAGS:
+    little_video.FLAGS[name].unparse()
   little_video.FLAGS(["little_video"])
 
 
 def _finished(folder, run, seed, otb):
   workdir = folder / gathered_runs.run_name(run, seed)
   for dataset, scores in (
-    ("otb_last", otb),
-    ("otb_best", {name: value - 0.1 for name, value in otb.items()}),
-    ("lasot_last", {"airplane-1": 0.5}),
-    ("lasot_best", {"airplane-1": 0.25}),
+    ("otb_8000", otb),
+    ("otb_7200", {name: value - 0.1 for name, value in otb.items()}),
+    ("lasot_8000", {"airplane-1": 0.5}),
+    ("lasot_7200", {"airplane-1": 0.25}),
   ):
     (workdir / dataset).mkdir(parents=True)
     summary = {
@@ -100,9 +105,30 @@ def test_last_and_best_checkpoints_are_evaluated(tmp_path):
   assert [(command[3], command[-1]) for command in commands] == [
     (f"--checkpoint={workdir}/checkpoints/{step}", f"--output={workdir}/{folder}")
     for step, folder in (
-      (8000, "otb_last"),
-      (8000, "lasot_last"),
-      (7200, "otb_best"),
-      (7200, "lasot_best"),
+      (8000, "otb_8000"),
+      (8000, "lasot_8000"),
+      (7200, "otb_7200"),
+      (7200, "lasot_7200"),
     )
   ]
+  (workdir / "best.json").write_text(json.dumps({"step": 8000}))
+  assert little_video.evaluation_commands(workdir) == commands[:2]
+
+
+def test_a_run_that_is_not_there_ends_in_one_sentence(tmp_path):
+  little_video.FLAGS(["little_video", "--run=elimination", "--evaluate_only", f"--runs={tmp_path}"])
+  with pytest.raises(SystemExit, match=r"^benchmarks\.little_video: .* holds no checkpoint; train"):
+    little_video.main([])
+
+
+def test_a_picture_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+  def fail(figure, path, **options):
+    pathlib.Path(path).write_bytes(b"half")
+    raise OSError("no space left")
+
+  curves = {name: [(1, 0.5)] for name in gathered_runs.CURVES}
+  (tmp_path / "curves.png").write_bytes(b"whole")
+  monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fail)
+  with pytest.raises(OSError, match="no space"):
+    little_video.draw({"elimination-42": {"curves": curves}}, tmp_path / "curves.png")
+  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]

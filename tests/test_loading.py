@@ -201,6 +201,12 @@ def test_one_ratio_is_for_all_stages_and_1_for_none(arguments, layers, ratios):
   assert model.variant == "s"
 
 
+def test_folders_are_labelled_by_their_whole_name_and_files_without_suffix(tmp_path):
+  (tmp_path / "vitb.v1").mkdir()
+  assert loading.label(tmp_path / "vitb.v1") == "vitb.v1"
+  assert loading.label(tmp_path / "official.pth") == "official"
+
+
 @pytest.mark.parametrize(
   ("model", "arguments", "words"),
   [
@@ -209,6 +215,7 @@ def test_one_ratio_is_for_all_stages_and_1_for_none(arguments, layers, ratios):
     (_OFFICIAL, {"keep_ratios": 1.2}, "must lie in"),
     (_OFFICIAL, {"elimination_layers": (6, 3)}, "must be increasing"),
     (_OFFICIAL, {"elimination_layers": (3, 12)}, r"must lie in 0\.\.11"),
+    (_OFFICIAL, {"elimination_layers": (99,), "keep_ratios": 1}, r"must lie in 0\.\.11"),
     (_OFFICIAL, {"elimination_layers": (), "keep_ratios": 0.5}, "are for no stage; give elimination"),
     (_MODEL, {"keep_ratios": 0.5}, "are for no stage; give elimination_layers"),
     (_MODEL, {"elimination_layers": (0,)}, r"keep_ratios \(\) do not fit elimination_layers \(0,\)"),

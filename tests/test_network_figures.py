@@ -137,7 +137,7 @@ def test_networks_stand_side_by_side_on_one_scale():
     activation=np.full((2, 2), 3.0), removed={}, search=np.full((32, 32, 3), 90, np.uint8),
     box_xywh=np.array([0.0, 0, 1, 1]),
   )  # fmt: skip
-  figure = network_figures.activation_figure({"one": _inspection(), "two_" * 12: other}, "clip")
+  figure = network_figures.activation_figure([("one", _inspection()), ("two_" * 12, other)], "clip")
   _, first, second = _panels(figure)
   assert first.get_title() == "one"
   assert second.get_title().replace("\n", "") == "two_" * 12 and "\n" in second.get_title()
@@ -174,9 +174,9 @@ def test_no_text_covers_another(kind):
   heading = "a_sequence_with_a_long_name-12, frame 1234"
   if kind == "activation":
     long = "runs/an_experiment_with_a_long_name/of_many_steps/checkpoints/300"
-    figure = network_figures.activation_figure({long: seen, "ostrack_384-300": seen}, heading)
+    figure = network_figures.activation_figure([(long, seen), ("ostrack_384-300", seen)], heading)
   elif kind == "single":
-    figure = network_figures.activation_figure({"ostrack_384-300": seen}, heading)
+    figure = network_figures.activation_figure([("ostrack_384-300", seen)], heading)
   else:
     # A peak that is a number on its scale, at the very end.
     weights, gone = np.where(seen.attention[3] > 0.1, 2e-4, 1e-4), seen.left_before[3]
@@ -218,10 +218,21 @@ def test_pictures_of_the_chosen_frames_and_a_video_of_all(tmp_path):
 def test_what_a_network_does_not_have_is_left_out(tmp_path):
   plain = dict(attention={}, left_before={}, removed={}, score_map=None, window=None, windowed=None)
   kinds = network_figures.write_pictures(
-    [_frame(1, **plain)], [1], tmp_path, fps=10, source="clip", names=["net"]
-  )
+    [_frame(index, **plain) for index in (1, 2, 3)], [1, 3], tmp_path, fps=10, source="clip",
+    names=["net"],
+  )  # fmt: skip
   assert kinds == ["activations"]
-  assert [path.name for path in tmp_path.iterdir()] == ["activations_1.png"]
+  assert {path.name for path in tmp_path.iterdir()} == {"activations_1.png", "activations_3.png"}
+
+
+def test_networks_of_the_same_name_are_both_drawn(tmp_path):
+  plain = dict(attention={}, left_before={}, removed={}, score_map=None, window=None, windowed=None)
+  frame = dataclasses.replace(_frame(1, **plain), compared=_inspection(**plain))
+  network_figures.write_pictures(
+    [frame], [1], tmp_path, fps=10, source="clip", names=["net", "net"]
+  )
+  # The region, and a panel for each, of 2.7 inches.
+  assert cv2.imread(str(tmp_path / "activations_1.png")).shape[1] == 3 * 351
 
 
 def test_a_frame_that_never_came_is_named(tmp_path):

@@ -3,6 +3,7 @@ import os
 import pathlib
 import sys
 import types
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -19,12 +20,15 @@ from ostrack_jax.tracking.tracker import TrackResult
 class _Shifting:
   """A MultiTracker without a network: moves every box by 1.25 pixels a frame."""
 
+  # Whether the source was called live, by the tracks in turn.
+  live: ClassVar[list[bool]] = []
+
   def __init__(self, checkpoint=None, max_objects=1, search_factor=None):
     self.max_objects, self.search_factor = max_objects, search_factor or 4.0
     self.calibrated = {}
 
   def track(self, frames, boxes_by_frame, is_live=False):
-    del is_live
+    self.live.append(is_live)
     boxes = {}
     for index, image in enumerate(frames):
       boxes = {number: box + np.array([1.25, 0, 0, 0]) for number, box in boxes.items()}
@@ -52,6 +56,7 @@ def clip(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capsys):
   """Runs the command in this process without a network; gives (exit code, stdout, stderr)."""
+  monkeypatch.setattr(_Shifting, "live", [])
   complete = types.SimpleNamespace(description={"complete": True})
   monkeypatch.setattr(ostrack_jax, "load", lambda path, **options: complete, raising=False)
   monkeypatch.setattr(ostrack_jax, "MultiTracker", _Shifting, raising=False)
@@ -125,7 +130,9 @@ def test_objects_of_both_flags_are_followed_from_where_they_start(
 
   monkeypatch.setattr(ostrack_jax, "MultiTracker", Noted, raising=False)
   starts = tmp_path / "starts.txt"
-  starts.write_text("frame,x,y,w,h\n4, 1.5,2,9,9  # late\n\n0 5 6 7 8\n4\t3\t3\t9\t9\n")
+  starts.write_text(
+    "frame,x,y,w,h\n4, 1.5,2,9,9  # late\n\n0 5 6 7 8\n4\t3\t3\t9\t9\n", "utf-8-sig"
+  )
   code, _, err = command(
     "--checkpoint=x", f"--source={clip}", "--init_box=1,2,9,9", "--init_box=3,4,9,9",
     f"--init_boxes={starts}", f"--boxes={tmp_path / 'o.csv'}", f"--json={tmp_path / 'o.jsonl'}",
@@ -176,6 +183,7 @@ def test_raw_frames_on_standard_input_are_followed_and_an_object_that_never_came
       monkeypatch.setattr(track.io, "FileIO", lambda *_, stdin=stdin, **__: stdin)
       code, _, err = command(*common, boxes, *more)
     assert code == expected
+    assert _Shifting.live.pop() is True
     # The files are there either way.
     assert len((tmp_path / "o.csv").read_text().splitlines()) == 7
   assert "an object starts in frame 9, but stdin has 6 frames, 0 to 5" in err
@@ -224,7 +232,13 @@ def test_a_broken_frame_leaves_no_output(clip, tmp_path, command):
     ({"--boxes": "nowhere/o.csv"}, "there is no folder nowhere"),
     ({"--boxes": "."}, "cannot write .: it is a folder"),
     ({"--output": "o.mp4", "--boxes": "./o.mp4"}, "both name o.mp4"),
-    ({"--output": "in.mp4", "--source": "in.mp4"}, "in.mp4 is the source"),
+    ({"--output": "in.mp4", "--source": "in.mp4"}, "in.mp4 is read, as --source; write to another"),
+    (
+      {"--init_boxes": "late.txt", "--boxes": "./late.txt", "--overwrite": "true"},
+      "late.txt is read, as --init_boxes",
+    ),
+    ({"--checkpoint": "empty.txt", "--mot": "empty.txt", "--overwrite": "true"}, "as --checkpoint"),
+    ({"--init_boxes": "latin.txt"}, "latin.txt is not UTF-8 text"),
     ({"--boxes": "o.txt", "--mot": "o.txt"}, "--boxes and --mot both name o.txt"),
     ({"--search_factor": "wide"}, "search_factor"),
     ({"--color": "red"}, "Unknown command line flag 'color'"),
@@ -249,10 +263,10 @@ def test_mistakes_are_named_in_one_sentence(clip, tmp_path, command, monkeypatch
   monkeypatch.chdir(tmp_path)
   texts = {
     "bad": "frame x y w h\n0,1,2,9,9\n2,1,2,3\n", "early": "-1 1 2 9 9\n", "empty": "# none\n\n",
-    "late": "6,1,2,9,9\n",
+    "late": "6,1,2,9,9\n", "latin": "0,1,2,9,9  # caf\u00e9\n",
   }  # fmt: skip
   for name, text in texts.items():
-    pathlib.Path(f"{name}.txt").write_text(text)
+    pathlib.Path(f"{name}.txt").write_text(text, "latin-1")
   monkeypatch.setattr(
     track_outputs.cv2, "getBuildInformation", lambda: "    GUI:                           NONE\n"
   )
@@ -266,6 +280,7 @@ def test_mistakes_are_named_in_one_sentence(clip, tmp_path, command, monkeypatch
   assert last.startswith("ostrack-track: ") and message in last
   assert "Traceback" not in err
   assert _files(tmp_path) == sorted(f"{name}.txt" for name in texts)
+  assert all(pathlib.Path(f"{name}.txt").stat().st_size == len(texts[name]) for name in texts)
 
 
 def test_a_read_only_folder_is_named_before_the_work(clip, tmp_path, command, monkeypatch):
@@ -277,18 +292,49 @@ def test_a_read_only_folder_is_named_before_the_work(clip, tmp_path, command, mo
   assert code == 1 and f"o.csv: folder {tmp_path} is not writable" in err
 
 
-def test_the_search_factor_reaches_the_tracker(clip, tmp_path, command, monkeypatch):
-  made = []
+def test_what_is_asked_for_reaches_the_network_the_tracker_and_the_drawing(
+  clip, tmp_path, command, monkeypatch
+):
+  loaded, made, drawn = [], [], []
+  painter, load = track.track_drawing.TrackPainter, ostrack_jax.load
+  monkeypatch.setattr(
+    ostrack_jax, "load", lambda path, **options: loaded.append(options) or load(path), raising=False
+  )
   monkeypatch.setattr(
     ostrack_jax,
     "MultiTracker",
-    lambda *args, **kwargs: made.append(kwargs) or _Shifting(),
+    lambda *args, **kwargs: made.append(kwargs) or _Shifting(*args, **kwargs),
     raising=False,
   )
+  monkeypatch.setattr(
+    track.track_drawing, "TrackPainter", lambda options: drawn.append(options) or painter(options)
+  )
   common = (f"--source={clip}", "--init_box=1,2,9,9", "--checkpoint=x", "--overwrite")
-  command(*common, f"--boxes={tmp_path / 'o.csv'}")
-  command(*common, f"--boxes={tmp_path / 'o.csv'}", "--search_factor=3.5")
+  common += (f"--boxes={tmp_path / 'o.csv'}",)
+  assert command(*common)[0] == 0
+  asked = ("--search_factor=3.5", "--keep_ratios=0.9,0.5", "--elimination_layers=3,6")
+  assert command(*common, *asked, "--dtype=bfloat16", "--num_heads=2")[0] == 0
+  names = ("keep_ratios", "elimination_layers", "dtype", "num_heads")
+  assert loaded == [
+    dict.fromkeys(names),
+    dict(zip(names, [(0.9, 0.5), (3, 6), "bfloat16", 2])),
+  ]
   assert [one["search_factor"] for one in made] == [None, 3.5]
+  # Of the first, what the tracker has by itself.
+  assert [one.search_factor for one in drawn] == [4.0, 3.5]
+  assert _Shifting.live == [False, False]
+
+
+def test_standard_input_is_left_alone_unless_it_is_the_source(clip, tmp_path, command, monkeypatch):
+  def closed(*_, **__):
+    raise OSError(9, "Bad file descriptor")
+
+  monkeypatch.setattr(track.io, "FileIO", closed)
+  common = ("--checkpoint=x", "--init_box=1,2,9,9", f"--boxes={tmp_path / 'o.csv'}")
+  assert command(*common, f"--source={clip}")[0] == 0
+  monkeypatch.setattr(track.sys, "stdin", None)
+  code, _, err = command(*common, "--source=-", "--frame_size=64x48", "--overwrite")
+  assert code == 1 and "standard input is closed" in err
 
 
 def test_help_explains_itself(command):

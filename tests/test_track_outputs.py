@@ -128,6 +128,17 @@ def test_a_source_that_breaks_leaves_complete_files_only_if_it_cannot_be_read_ag
     assert not list(tmp_path.iterdir())
 
 
+def test_a_video_that_cannot_be_completed_leaves_no_table_either(tmp_path, monkeypatch):
+  def fail(_):
+    raise OSError("only 1 of 2 frames reached o.mp4")
+
+  monkeypatch.setattr(track_outputs.visualization.VideoWriter, "_check_complete", fail)
+  table, video = _outputs(tmp_path)
+  with pytest.raises(OSError, match="only 1 of 2 frames"):
+    _write([video, table])
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def window(monkeypatch):
   """OpenCV's windows without a display: `shown` images, `key` that waitKey gives, `closed` by its frame."""

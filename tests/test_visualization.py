@@ -184,6 +184,12 @@ def test_videos_are_h264_where_pyav_is_installed(tmp_path, monkeypatch):
   visualization.default_codec.cache_clear()
 
 
+def test_h264_without_pyav_is_refused_with_the_cure(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "av", None)
+  with pytest.raises(ValueError, match="codec h264 needs PyAV: pip install av"):
+    visualization.VideoWriter(tmp_path / "out.mp4", codec="h264")
+
+
 def test_a_box_is_as_wide_as_asked_and_its_label_as_large_as_ever():
   red = [
     (visualization.draw_box(_grey(), [20, 20, 30, 25], "0.87", (255, 0, 0), width) != 90).any(

@@ -5,9 +5,12 @@ import jax
 import numpy as np
 import pytest
 
+import ostrack_jax
 from ostrack_jax import command_line, description, loading, visualize
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training.state import init_variables
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture
@@ -87,13 +90,13 @@ def test_all_pictures_of_a_one_stream_network_beside_a_two_stream_one(
     f"--checkpoint={networks / 'one_stream'}", f"--compare={networks / 'two_stream'}",
     f"--source={clip}", "--init_box=20,15,16,14", f"--output={tmp_path / 'out'}",
   )  # fmt: skip
-  code, out, _ = command(*arguments, "--limit=3")
+  code, out, _ = command(*arguments, "--limit=2")
   assert code == 0
   kinds = ("activations", "attention", "elimination", "score_maps")
-  expected = {f"{kind}_{index}.png" for kind in kinds for index in (1, 2)}
+  expected = {f"{kind}_1.png" for kind in kinds}
   assert _names(tmp_path / "out") == sorted(expected | {"elimination.mp4"})
-  assert "frames 1, 2;" in out and "left out" not in out
-  assert int(cv2.VideoCapture(str(tmp_path / "out" / "elimination.mp4")).get(7)) == 2
+  assert "frames 1;" in out and "left out" not in out
+  assert int(cv2.VideoCapture(str(tmp_path / "out" / "elimination.mp4")).get(7)) == 1
   widths = {
     kind: cv2.imread(str(tmp_path / "out" / f"{kind}_1.png")).shape[1] / 351 for kind in kinds
   }
@@ -139,7 +142,7 @@ def test_an_error_on_the_way_leaves_nothing(clip, networks, tmp_path, command):
   before = _names(tmp_path)
   code, _, err = command(
     f"--checkpoint={networks / 'one_stream'}", f"--source={clip}", "--init_box=20,15,16,14",
-    f"--output={tmp_path / 'out'}", "--frames=1,6",
+    f"--output={tmp_path / 'out'}", "--frames=6",
   )  # fmt: skip
   assert code == 1
   assert err.splitlines()[-1] == f"ostrack-visualize: {clip / '4.png'} is not a readable image"
@@ -197,9 +200,36 @@ def test_frames_are_spread_over_what_there_is():
     visualize.choose_frames(None, 1, None)
 
 
-def test_a_sequence_is_called_by_its_own_folder():
-  assert visualize.title("a/Bird2/img", "img") == "Bird2"
-  assert visualize.title("a/Bird2.mp4", "Bird2") == "Bird2"
+def test_elimination_is_changed_in_the_first_network_alone(clip, tmp_path, command, monkeypatch):
+  asked = []
+
+  def load(path, **options):
+    asked.append((path, options))
+    if len(asked) == 2:
+      raise ValueError("seen enough")
+
+  monkeypatch.setattr(ostrack_jax, "load", load, raising=False)
+  code, _, err = command(
+    "--checkpoint=a", "--compare=b", f"--source={clip}", "--init_box=20,15,16,14",
+    f"--output={tmp_path / 'out'}", "--keep_ratios=0.5", "--elimination_layers=1", "--num_heads=3",
+  )  # fmt: skip
+  assert code == 1 and "seen enough" in err
+  common = {"num_heads": 3, "dtype": None}
+  assert asked == [
+    ("a", {**common, "keep_ratios": (0.5,), "elimination_layers": (1,)}),
+    ("b", common),
+  ]
+
+
+def test_ctrl_c_ends_it_as_other_commands(clip, tmp_path, command, monkeypatch):
+  def press(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(visualize.picture_folder, "check_output", press)
+  code, _, err = command(
+    "--checkpoint=a", f"--source={clip}", "--init_box=20,15,16,14", f"--output={tmp_path / 'out'}"
+  )
+  assert (code, err) == (130, "ostrack-visualize: interrupted; nothing was written\n")
 
 
 def test_help_explains_itself(command):

@@ -63,7 +63,9 @@ class Options:
 def elimination_of(model) -> str:
   """Say where a model eliminates candidates, as in 'block 3 keeps 0.7, block 6 keeps 0.7' or 'none'."""
   stages = zip(model.elimination_layers, model.keep_ratios, strict=True)
-  return ", ".join(f"block {layer} keeps {ratio:g}" for layer, ratio in stages) or "none"
+  # In full: the text tells runs apart, whose results are never mixed.
+  words = ((layer, str(float(ratio)).removesuffix(".0")) for layer, ratio in stages)
+  return ", ".join(f"block {layer} keeps {ratio}" for layer, ratio in words) or "none"
 
 
 def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Options) -> Run:

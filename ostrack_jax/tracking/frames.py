@@ -101,7 +101,7 @@ class FrameSource(abc.ABC):
   `len` is the declared number of frames, an estimate for some videos; TypeError where none is known.
 
   Attributes:
-    name: of the file or folder.
+    name: of the file or folder; of NAME/img and NAME/color, as benchmarks have them, the folder's above.
     fps: frames per second; 30 where unknown, as for images.
     is_live: whether frames come once and when they come, so that nobody can go through them again.
   """
@@ -204,6 +204,12 @@ def _images_in(paths) -> list[pathlib.Path]:
   return sorted((p for p in images if p.is_file()), key=natural_order)
 
 
+def _sequence_name(folder: pathlib.Path) -> str:
+  folder = folder.resolve()
+  above = folder.parent.name if folder.name in ("img", "color") else ""
+  return above or folder.name
+
+
 def open_frames(source: str | pathlib.Path) -> FrameSource:
   """Open a video file, a folder of images, or a pattern of images (`clip/*.png`).
 
@@ -222,7 +228,7 @@ def open_frames(source: str | pathlib.Path) -> FrameSource:
       raise FileNotFoundError(
         f"folder {path} holds no image ({', '.join(s[1:] for s in IMAGE_SUFFIXES)}){hint}"
       )
-    return ImageFrames(images, path.resolve().name)
+    return ImageFrames(images, _sequence_name(path))
   if path.is_file():
     if path.suffix.lower() in IMAGE_SUFFIXES:
       raise ValueError(f"{path} is a single image; give the folder of frames or a video file")
@@ -231,5 +237,5 @@ def open_frames(source: str | pathlib.Path) -> FrameSource:
     images = _images_in(map(pathlib.Path, glob.glob(str(source))))
     if not images:
       raise FileNotFoundError(f"no image matches {source}")
-    return ImageFrames(images, images[0].resolve().parent.name)
+    return ImageFrames(images, _sequence_name(images[0].parent))
   raise FileNotFoundError(f"{source} does not exist; expected a video file or a folder of images")

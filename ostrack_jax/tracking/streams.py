@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import re
+import select
 from collections.abc import Iterator
 
 import cv2
@@ -13,6 +15,8 @@ from ostrack_jax.tracking.frames import FrameSource, open_frames
 PIXEL_FORMATS = ("rgb24", "bgr24")
 # A camera that has delivered nothing in so many tries is gone.
 _FAILED_READS = 10
+# Of raw frames, in pixels: 16K video, whose frames have 400 MB. A wrong size must not take all memory.
+_LONGEST_SIDE = 16384
 
 
 class Stream(FrameSource):
@@ -36,8 +40,13 @@ class CameraFrames(Stream):
 
   def __init__(self, index: int):
     self.name = f"camera {index}"
-    self._capture = cv2.VideoCapture(index)
-    if not self._capture.isOpened():
+    try:
+      self._capture = cv2.VideoCapture(index)
+      is_open = self._capture.isOpened()
+    except (cv2.error, OverflowError):
+      # What OpenCV says to a number that its integers cannot hold.
+      is_open = False
+    if not is_open:
       raise ValueError(
         f"{self.name} cannot be opened; is one connected, and may this user read it (/dev/video{index})?"
       )
@@ -91,8 +100,15 @@ class RawFrames(Stream):
     while True:
       frame = np.empty((height, width, 3), np.uint8)
       memory, filled = frame.data.cast("B"), 0
-      while filled < len(memory) and (read := self._file.readinto(memory[filled:])):
-        filled += read
+      while filled < len(memory):
+        read = self._file.readinto(memory[filled:])
+        if read is None:
+          # A pipe that whoever opened it does not let wait, and that is empty for now.
+          select.select([self._file], [], [])
+        elif read:
+          filled += read
+        else:
+          break
       if not filled:
         return
       if filled < len(memory):
@@ -106,23 +122,29 @@ class RawFrames(Stream):
 
 def parse_size(text: str) -> tuple[int, int]:
   """Return (width, height) written as WxH; raises ValueError for anything else."""
-  width, _, height = text.partition("x")
-  if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-    raise ValueError(f"--frame_size={text} must be WIDTHxHEIGHT in pixels, such as 1280x720")
-  return int(width), int(height)
+  match = re.fullmatch(r"0*(\d{1,5})x0*(\d{1,5})", text)
+  width, height = map(int, match.groups()) if match else (0, 0)
+  if not (0 < width <= _LONGEST_SIDE and 0 < height <= _LONGEST_SIDE):
+    raise ValueError(
+      f"--frame_size={text} must be WIDTHxHEIGHT in pixels, such as 1280x720, each from 1 to {_LONGEST_SIDE}"
+    )
+  return width, height
 
 
 def open_source(
-  source: str, stdin: io.RawIOBase, frame_size: str | None = None, pixel_format: str = "rgb24"
+  source: str,
+  stdin: io.RawIOBase | None,
+  frame_size: str | None = None,
+  pixel_format: str = "rgb24",
 ) -> FrameSource:
   """Open what the command's --source names: as open_frames, a camera's number, or `-` for `stdin`.
 
   Args:
-    stdin: where raw frames would come from.
+    stdin: where raw frames would come from; None where it is closed.
     frame_size, pixel_format: of raw frames; see parse_size and PIXEL_FORMATS.
 
   Raises:
-    ValueError: frame_size is missing or surplus, stdin is a terminal, or as the sources themselves.
+    ValueError: frame_size is missing or surplus, stdin is closed or a terminal, or as the sources themselves.
     FileNotFoundError: as open_frames.
   """
   if source != "-":
@@ -134,9 +156,10 @@ def open_source(
   if not frame_size:
     raise ValueError("--source=- needs --frame_size=WIDTHxHEIGHT, since raw frames do not say it")
   size = parse_size(frame_size)
-  if stdin.isatty():
+  if stdin is None or stdin.isatty():
     raise ValueError(
-      "--source=- reads raw frames, but standard input is a terminal; pipe them into it, from "
+      f"--source=- reads raw frames, but standard input is {'closed' if stdin is None else 'a terminal'}; "
+      "pipe them into it, from "
       f"ffmpeg -i VIDEO -f rawvideo -pix_fmt {pixel_format} -"
     )
   return RawFrames(stdin, size, pixel_format)

@@ -32,7 +32,8 @@ def speed():
   """Make what speed_rows.measure tells of a model of so many frames per second."""
 
   def make(fps, device="NVIDIA H100 80GB HBM3"):
-    return {"network": fps, "step": fps / 2, "device": device, "dtype": "bfloat16", "jax": "0.10"}
+    about = {"device": device, "platform": "cpu" if device == "cpu" else "gpu"}
+    return {"network": fps, "step": fps / 2, "dtype": "bfloat16", "jax": "0.10", **about}
 
   return make
 

@@ -1,6 +1,7 @@
 """Tables 4 and 5: what is trained, gathered and printed."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -8,39 +9,70 @@ from benchmarks import ablation_runs, gathered_runs, speed_rows
 from configs import ostrack_s_256
 from ostrack_jax import configuration
 
+_FILES = {one.start: f"{one.start}.pth" for one in ablation_runs.PLANNED.values() if one.start}
 
-def _workdir(tmp_path, run, seed, auc, validation, pairs=ablation_runs.PAIRS):
+
+def _config(run, seed, changes=()):
+  """What training makes of the planned command, with further keys changed."""
+  training = ablation_runs.training_command(
+    run, seed, pathlib.Path("x"), config="", data_dir="p", files=_FILES, changes=changes
+  )
+  config = ostrack_s_256.get_config("no_ce")
+  for flag in training[5:]:
+    path, _, value = flag.removeprefix("--config.").partition("=")
+    group, _, key = path.partition(".")
+    config[group][key] = type(config[group][key])(value)
+  return config
+
+
+def _workdir(tmp_path, run, seed, auc, validation, pairs=ablation_runs.PAIRS, changes=()):
   workdir = tmp_path / gathered_runs.run_name(run, seed)
-  (workdir / "otb_last").mkdir(parents=True)
+  (workdir / "otb_3000").mkdir(parents=True)
   summary = {
     "rule": "otb",
     "mean": {"success_auc": auc},
     "per_sequence": {"Vase": {"success_auc": auc}},
   }
-  (workdir / "otb_last" / "summary.json").write_text(json.dumps(summary))
+  (workdir / "otb_3000" / "summary.json").write_text(json.dumps(summary))
   report = {"pairs": pairs, "minutes": 2.0, "devices": "1 x NVIDIA H100 80GB HBM3"}
   (workdir / "report.json").write_text(json.dumps(report))
-  (workdir / "config.json").write_text(json.dumps({"train": {"batch_size": 128}}))
+  config = configuration.as_json(_config(run, seed, changes))
+  (workdir / "config.json").write_text(json.dumps(config))
   (workdir / "checkpoints" / "3000").mkdir(parents=True)
   rows = [{"step": 150 * (n + 1), "validation/iou": value} for n, value in enumerate(validation)]
   (workdir / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return workdir
 
 
-def _entry(
-  tmp_path, run, seed, auc, validation=(0.2, 0.4), config=ablation_runs.CONFIG, changes=()
-):
-  workdir = _workdir(tmp_path, run, seed, auc, validation)
-  return ablation_runs.gather(workdir, run, seed, config, changes)
+def _entry(tmp_path, run, seed, auc, validation=(0.2, 0.4), changes=()):
+  workdir = _workdir(tmp_path, run, seed, auc, validation, changes=changes)
+  return ablation_runs.gather(workdir, run, seed)
 
 
 def test_a_run_is_gathered_with_how_it_was_made(tmp_path):
   entry = _entry(tmp_path, "stark", 43, 0.5)
   assert entry["curves"]["validation/iou"] == [(19_200, 0.2), (38_400, 0.4)]
   assert entry["last"]["pairs"] == 384_000 and entry["last"]["otb"]["success_auc"] == 0.5
-  assert (entry["config"], entry["changes"]) == ("ostrack_s_256.py:no_ce", [])
+  assert (entry["start"], entry["changes"]) == ("dinov2.pth", [])
   with pytest.raises(FileNotFoundError):
-    ablation_runs.gather(tmp_path / "none", "stark", 42, "", ())
+    ablation_runs.gather(tmp_path / "none", "stark", 42)
+
+
+@pytest.mark.parametrize(
+  ("run", "change", "found"),
+  [
+    ("stark", "--config.model.pretrained=", ["model.pretrained="]),
+    ("random", "--config.model.pretrained=some.pth", ["model.pretrained=some.pth"]),
+    ("mae", "--config.model.pretrained=elsewhere/other.pth", []),
+    ("mae", "--config.model.variant=s", ["model.variant=s"]),
+    ("one_stream", "--config.model.relation=stark", ["model.relation=stark"]),
+    ("one_stream", "--config.train.seed=44", ["train.seed=44"]),
+    ("one_stream", "--config.data.data_dir=elsewhere", []),
+  ],
+)
+def test_what_a_run_was_is_compared_with_what_is_planned(run, change, found):
+  config = configuration.as_json(_config(run, 43, (change,)))
+  assert ablation_runs.deviations(run, 43, config) == found
 
 
 @pytest.mark.parametrize(
@@ -95,6 +127,8 @@ def test_table_5_gives_means_spreads_ratios_and_what_is_unrun(command, speed, tm
     "OSTrack over STARK-aligned: +0.100 here, the paper +1.1 points of LaSOT AUC: agrees" in text
   )
   assert "Not the planned runs" not in text
+  runs = "one_stream-42, one_stream-43, one_stream-44"
+  assert "Backbones started from dinov2.pth (stark-42, stark-43, " + runs in text
   assert "not reached" in "\n".join(command("--table=5", "--target_iou=0.9").splitlines())
 
 
@@ -105,6 +139,7 @@ def test_table_5_gives_means_spreads_ratios_and_what_is_unrun(command, speed, tm
     ((0.40, 0.42), (0.50, 0.52), "**disagrees**"),
     # Each mean has an error of 0.05, their difference of 0.071.
     ((0.50, 0.60), (0.40, 0.50), "the same within what seeds differ by (standard error 0.071)"),
+    ((0.50, 0.50), (0.50, 0.50), "the same within what seeds differ by (standard error 0.000)"),
     ((0.50,), (0.40, 0.42), "one seed cannot tell whether they agree"),
   ],
 )
@@ -124,11 +159,17 @@ def test_table_4_names_kinds_whose_file_is_not_given_and_takes_table_5s_run(
   assert "`--table=4 --run=deit --seed=42`)" in text
 
 
-def test_a_trial_cannot_pass_for_the_planned_run(command, tmp_path):
-  entry = _entry(tmp_path, "stark", 42, 0.5, config="tiny.py", changes=["--config.model.depth=1"])
-  (tmp_path / "gathered.json").write_text(json.dumps({"runs": {"stark-42": entry}}))
-  words = "**Not the planned runs**: stark-42 were tiny.py --config.model.depth=1 on 384,000 pairs."
-  assert words in command("--table=5")
+def test_a_trial_cannot_pass_for_the_planned_run(command, tmp_path, monkeypatch):
+  changes = ["--config.model.pretrained=", "--config.model.head=mlp"]
+  _workdir(tmp_path, "stark", 42, 0.5, (0.2,), changes=changes)
+  monkeypatch.setattr(gathered_runs, "execute", lambda one, caller: None)
+  # The trial's own flags are not given again.
+  text = command(
+    "--table=5", "--run=stark", "--evaluate_only", f"--runs={tmp_path}", "--weights=dinov2.npz"
+  )
+  words = "**Not the planned runs**: stark-42 were with model.head=mlp model.pretrained= on 384,000"
+  assert words in text
+  assert "Backbones started from random weights (stark-42)." in text
 
 
 def test_files_of_several_machines_are_merged(command, speed, tmp_path):
@@ -145,23 +186,18 @@ def test_files_of_several_machines_are_merged(command, speed, tmp_path):
 
 @pytest.mark.parametrize("run", ablation_runs.PLANNED)
 def test_commands_change_keys_that_the_configuration_has(run, tmp_path):
-  files = {one.start: f"{one.start}.pth" for one in ablation_runs.PLANNED.values()}
   training = ablation_runs.training_command(
-    run, 43, tmp_path, config=ablation_runs.CONFIG, data_dir="prepared", files=files, changes=()
+    run, 43, tmp_path, config=ablation_runs.CONFIG, data_dir="prepared", files=_FILES, changes=()
   )
   assert training[3] == "--config=configs/ostrack_s_256.py:no_ce"
-  config = ostrack_s_256.get_config("no_ce")
-  for flag in training[5:]:
-    path, _, value = flag.removeprefix("--config.").partition("=")
-    group, _, key = path.partition(".")
-    config[group][key] = type(config[group][key])(value)
+  config = _config(run, 43)
   model = configuration.build_model(config)
   assert model.elimination_layers == ()
   assert config.train.epochs * config.train.pairs_per_epoch == ablation_runs.PAIRS
   assert ablation_runs.PAIRS % (100 * config.train.batch_size) == 0
   assert config.train.epochs // config.train.validate_every_epochs == 20
   assert config.train.seed == 43
-  assert config.model.pretrained == ("" if run == "random" else files[ablation_runs.PLANNED[run].start])  # fmt: skip
+  assert config.model.pretrained == ("" if run == "random" else _FILES[ablation_runs.PLANNED[run].start])  # fmt: skip
   assert model.relation == (run if run in ("stark", "swintrack") else "one_stream")
   assert f"ViT-{model.variant.upper()}" == ablation_runs.PLANNED[run].size
 
@@ -170,7 +206,18 @@ def test_the_last_checkpoint_is_evaluated(tmp_path):
   workdir = _workdir(tmp_path, "stark", 42, 0.5, ())
   (command,) = ablation_runs.evaluation_commands(workdir, "OTB")
   assert f"--checkpoint={workdir}/checkpoints/3000" in command
-  assert {"--dataset=otb", "--root=OTB", f"--output={workdir}/otb_last"} <= set(command)
+  assert {"--dataset=otb", "--root=OTB", f"--output={workdir}/otb_3000"} <= set(command)
+
+
+def test_a_run_that_went_on_is_evaluated_in_another_folder(tmp_path):
+  workdir = _workdir(tmp_path, "stark", 42, 0.5, ())
+  before = ablation_runs.evaluation_commands(workdir, "OTB")
+  (workdir / "checkpoints" / "4000").mkdir()
+  (command,) = ablation_runs.evaluation_commands(workdir, "OTB")
+  assert f"--output={workdir}/otb_4000" in command and command[-1] != before[0][-1]
+  # Nor is the score of the step before taken for the last one's.
+  with pytest.raises(FileNotFoundError, match="otb_4000"):
+    ablation_runs.gather(workdir, "stark", 42)
 
 
 def test_a_run_trains_evaluates_and_gathers(command, tmp_path, monkeypatch):

@@ -1,11 +1,16 @@
 """Table 3: what elimination saves, and the curve over keep ratios."""
 
+import concurrent.futures
+import dataclasses
 import json
+import pathlib
 
+import matplotlib.figure
 import pytest
 
-from benchmarks import elimination_table, speed_rows
-from ostrack_jax.evaluation import published_ablations
+from benchmarks import elimination_table, gathered_runs, speed_rows
+from ostrack_jax import loading
+from ostrack_jax.evaluation import published_ablations, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,17 @@ def test_speeds_of_different_devices_make_no_ratio(speed):
   assert speed_rows.ratio(fast, slow) == 2.0
   assert speed_rows.ratio(fast, speed(100.0, "cpu")) is None
   assert speed_rows.ratio_text(fast, None) == "not run yet"
+  assert speed_rows.ratio_text(fast, speed(100.0, "cpu")) == "other device, type or jax"
+
+
+@pytest.mark.parametrize(("device", "explained"), [("NVIDIA H200", True), ("cpu", False)])
+def test_a_smaller_gain_is_explained_on_gpus_alone(speed, device, explained, monkeypatch):
+  counts = {"parameters": 1, "giga_macs": 1.0, "true_giga_macs": 1.0}
+  monkeypatch.setattr(elimination_table, "count", lambda model: counts)
+  fps = {speed_rows.key("b", 256, on): speed(100.0 + on, device) for on in (False, True)}
+  text, _ = elimination_table.table({"fps": fps}, "b", (256,))
+  assert "FPS by +1.0 %; in the paper -25.9 % and +13.2 %" in text
+  assert ("probably since a newer device" in text) == explained
 
 
 def test_speeds_are_frames_a_second_of_models_that_take_turns(monkeypatch):
@@ -103,8 +119,54 @@ def test_a_curve_stands_below_the_table_with_its_picture(command, speed, tmp_pat
 
 
 def test_every_point_of_a_curve_is_evaluated_in_a_folder_of_its_own(tmp_path):
-  commands = elimination_table.evaluation_commands("run/5", "otb", "OTB", (1.0, 0.35), tmp_path)
-  assert list(commands) == [1.0, 0.35]
+  ratios = (1.0, 0.35, 0.3500001)
+  commands = elimination_table.evaluation_commands(
+    "run 12ab otb", "run/5", "otb", "OTB", ratios, tmp_path
+  )
+  assert list(commands) == list(ratios)
   command, folder = commands[0.35]
   assert "--keep_ratios=0.35" in command and f"--output={folder}" in command
-  assert folder != commands[1.0][1]
+  assert len({folder for _, folder in commands.values()}) == 3
+  assert folder.parent == tmp_path / "run_12ab_otb"
+
+
+def test_checkpoints_of_one_name_have_curves_of_their_own(command, speed, tmp_path, monkeypatch):
+  shipped = loading.load("ostrack_tiny")
+  description = shipped.description | {"tracker": {"template_factor": 2.0, "search_factor": 3.0}}
+  other = tmp_path / "ostrack_tiny"
+  loading.write_folder(dataclasses.replace(shipped, description=description), other)
+  outputs = []
+  monkeypatch.setattr(gathered_runs, "execute", lambda one, caller: outputs.append(one[-1]))
+  monkeypatch.setattr(
+    elimination_table, "curve", lambda checkpoint, folders, seconds: _curve(speed)
+  )
+  monkeypatch.setattr(elimination_table, "table", lambda content, variant, sizes: ("", []))
+  # A process would take seconds to start.
+  monkeypatch.setattr(
+    concurrent.futures,
+    "ProcessPoolExecutor",
+    lambda count, mp_context: concurrent.futures.ThreadPoolExecutor(count),
+  )
+  for checkpoint in ("ostrack_tiny", other):
+    command(
+      *("--table=3", f"--checkpoint={checkpoint}", "--root=OTB"),
+      *("--keep_ratios_curve=0.5", f"--runs={tmp_path}"),
+    )
+  first, second = json.loads((tmp_path / "gathered.json").read_text())["curves"]
+  digest = run_folder.checkpoint_digest(shipped.variables, shipped.description)[:8]
+  assert first == f"ostrack_tiny {digest} otb"
+  assert second.startswith("ostrack_tiny ")
+  assert first != second
+  assert len(set(outputs)) == 2
+
+
+def test_a_picture_that_fails_leaves_the_one_before(speed, tmp_path, monkeypatch):
+  def fail(figure, path, **options):
+    pathlib.Path(path).write_bytes(b"half")
+    raise OSError("no space left")
+
+  (tmp_path / "curve.png").write_bytes(b"whole")
+  monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fail)
+  with pytest.raises(OSError, match="no space"):
+    elimination_table.draw_curve("mine", _curve(speed), tmp_path / "curve.png")
+  assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]

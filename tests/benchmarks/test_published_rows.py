@@ -1,5 +1,7 @@
 """Tables 1 and 2: evaluated runs among the published ones."""
 
+import pytest
+
 from benchmarks import published_rows
 
 
@@ -41,3 +43,25 @@ def test_got10k_rows_are_over_all_frames(summary):
   )
   ranked = published_rows.rows("got10k_test", [published_rows.read(folder)])
   assert [row["tracker"] for row in ranked][:3] == ["OSTrack-384", "mine", "OSTrack-256"]
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ({"rule": "own"}, "summary.json has rule 'own'; expected one of "),
+    ({"dataset": "mine"}, "summary.json has dataset 'mine'; expected one of "),
+  ],
+)
+def test_a_rule_or_data_set_that_nobody_knows_is_refused(command, summary, change, said):
+  with pytest.raises(SystemExit) as raised:
+    command("--table=1", f"--results={summary('odd', **change)}")
+  assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "said"), [("3", "holds a int"), ("{}", "does not say its dataset")]
+)
+def test_a_summary_of_something_else_is_refused(tmp_path, text, said):
+  (tmp_path / "summary.json").write_text(text)
+  with pytest.raises(ValueError, match=said):
+    published_rows.read(tmp_path)

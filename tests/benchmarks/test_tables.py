@@ -9,14 +9,18 @@ import pytest
     ((), "--table missing; give 1 to 5"),
     (("--table=5", "--run=random"), "--run=random is not of Table 5, which has stark, swintrack"),
     (("--table=4", "--run=mae"), "--run=mae starts from a file of ViT-B; give --mae=FILE"),
+    (("--table=5", "--run=stark", "--weights="), "--run=stark starts from a file of ViT-S; give --weights=FILE"),
+    (("--table=4", "--run=mae", "--evaluate_only", "--runs=nowhere"), "holds no checkpoint; train first"),
     (("--table=5", "--run=stark", "--seed=7"), "--seed=7 is not planned; choose one of"),
     (("--table=3", "--checkpoint=x"), "--checkpoint needs --root"),
     (("--table=4", "--measure"), "--measure is for --table 3 and 5, not 4"),
-    (("--table=3", "--search_sizes=big"), "--search_sizes has 'big'; expected numbers"),
+    (("--table=3", "--search_sizes=big"), "--search_sizes has 'big'; expected whole numbers"),
+    (("--table=3", "--search_sizes=inf"), "--search_sizes has 'inf'; expected whole numbers"),
+    (("--table=3", "--search_sizes=256.5"), "--search_sizes has '256.5'; expected whole numbers"),
     (("--table=1", "--results=nowhere"), "nowhere holds no summary.json; evaluate first"),
     (("--table=4", "--merge=nowhere.json"), "--merge=nowhere.json: there is no such file"),
   ],
-)
+)  # fmt: skip
 def test_mistakes_end_in_one_sentence(command, arguments, said):
   with pytest.raises(SystemExit, match=r"benchmarks\.tables: ") as raised:
     command(*arguments)
@@ -27,7 +31,11 @@ def test_a_run_of_the_other_table_and_a_damaged_file_are_refused(command, summar
   folder = summary("nfs", dataset="nfs", rule="pytracking")
   with pytest.raises(SystemExit, match="evaluated on nfs, which is in Table 2; use --table=2"):
     command("--table=1", f"--results={folder}")
-  for text, said in (("{", "is not readable JSON"), ('{"x": {}}', "holds 'x', which no table has")):
+  for text, said in (
+    ("{", "is not readable JSON"),
+    ('{"x": {}}', "holds 'x', which no table has"),
+    ('{"runs": {"stark-42": {"start": "a.pth"}}}', "run stark-42 does not say its changes; gather"),
+  ):
     (tmp_path / "gathered.json").write_text(text)
     with pytest.raises(SystemExit, match=said):
       command("--table=4")

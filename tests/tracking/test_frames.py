@@ -49,6 +49,15 @@ def test_a_pattern_selects_images(tmp_path):
     frames.open_frames(str(tmp_path / "c*.png"))
 
 
+@pytest.mark.parametrize(("inside", "name"), [("img", "Bird2"), ("color", "Bird2"), ("cut", "cut")])
+def test_a_sequence_is_called_by_its_own_folder(tmp_path, inside, name):
+  folder = tmp_path / "Bird2" / inside
+  folder.mkdir(parents=True)
+  _write_images(folder, ["1.png"])
+  assert frames.open_frames(folder).name == name
+  assert frames.open_frames(str(folder / "*.png")).name == name
+
+
 def test_grey_sixteen_bit_and_transparent_files_become_rgb_bytes(tmp_path):
   cv2.imwrite(str(tmp_path / "1.png"), np.full((8, 9), 7, np.uint8))
   cv2.imwrite(str(tmp_path / "2.png"), np.full((8, 9, 4), (1, 2, 3, 0), np.uint8))

@@ -11,6 +11,8 @@ from ostrack_jax.tracking import inspection
 from ostrack_jax.tracking.tracker import Tracker
 from ostrack_jax.training.state import init_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 _BOX = (20.0, 15, 24, 20)
 _SMALL = dict(
   variant="custom", width=32, depth=2, num_heads=2, template_size=32, search_size=64,
@@ -172,8 +174,11 @@ def test_layers_worth_a_look():
 def test_what_cannot_be_used_is_named(checkpoint, frames):
   with pytest.raises(ValueError, match="layer 2 is not in the model, whose blocks are 0 to 1"):
     inspection.Inspector(checkpoint, (0, 2))
+  related = types.SimpleNamespace(
+    model=OSTrack(**{**_SMALL, **_NO_ELIMINATION, "relation": "stark"})
+  )
   with pytest.raises(ValueError, match="'stark' has no attention"):
-    inspection.Inspector(_checkpoint(**_NO_ELIMINATION, relation="stark"), (0,))
+    inspection.Inspector(related, (0,))
   with pytest.raises(RuntimeError, match="call start first"):
     inspection.Inspector(checkpoint).look(frames[0])
   with pytest.raises(ValueError, match="the sequence has no frames"):

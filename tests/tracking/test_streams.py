@@ -24,9 +24,11 @@ def _frames(count, height=4, width=6):
   return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("waits", [True, False])
 @pytest.mark.parametrize("pixel_format", streams.PIXEL_FORMATS)
-def test_raw_frames_come_as_they_were_piped_in_pieces_of_any_length(pipe, pixel_format):
+def test_raw_frames_come_as_they_were_piped_in_pieces_of_any_length(pipe, pixel_format, waits):
   file, writer = pipe
+  os.set_blocking(file.fileno(), waits)
   frames = _frames(3)
   source = streams.open_source("-", file, "6x4", pixel_format)
   assert (source.name, source.fps, source.is_live) == ("stdin", 30, True)
@@ -59,6 +61,23 @@ def test_a_stream_that_ends_within_a_frame_says_how_far_it_came(pipe):
     next(source)
 
 
+@pytest.mark.parametrize(
+  "size", ["64", "0x9", "64x48x3", "-4x8", "16385x9", "9x9999999999999999999"]
+)
+def test_other_sizes_are_refused(size):
+  with pytest.raises(ValueError, match=f"--frame_size={size} must be .* each from 1 to 16384"):
+    streams.parse_size(size)
+
+
+def test_a_size_is_width_and_height():
+  assert streams.parse_size("16384x0720") == (16384, 720)
+
+
+def test_closed_standard_input_is_no_source():
+  with pytest.raises(ValueError, match="standard input is closed; pipe them into it, from ffmpeg"):
+    streams.open_source("-", None, "6x4")
+
+
 def test_a_terminal_is_no_source():
   terminal, other = os.openpty()
   try:
@@ -78,9 +97,11 @@ def test_ctrl_c_leaves_a_pipe_that_is_silent(pipe):
   frames = engine.read_ahead(streams.RawFrames(file, (6, 4)))
   next(frames)
   main = threading.main_thread().ident
-  threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+  timer = threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT])
   began = time.perf_counter()
   with pytest.raises(KeyboardInterrupt):
+    # Inside, since a machine that stalls here may take longer than the timer.
+    timer.start()
     next(frames)
   assert time.perf_counter() - began < 10
   # Left behind in its read, it must not keep the program from ending.
@@ -121,7 +142,7 @@ def cameras(monkeypatch):
 
 def test_a_camera_gives_rgb_until_it_is_gone(cameras, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  source = streams.open_source("2", io.FileIO(0, closefd=False))
+  source = streams.open_source("2", None)
   assert (source.name, source.fps, source.is_live) == ("camera 2", 25, True)
   assert cameras[0].buffer == 1
   read = []
@@ -130,7 +151,12 @@ def test_a_camera_gives_rgb_until_it_is_gone(cameras, tmp_path, monkeypatch):
   assert len(read) == 3
   assert cameras[0].released
   with pytest.raises(ValueError, match="camera 0 cannot be opened; is one connected"):
-    streams.open_source("0", io.FileIO(0, closefd=False))
+    streams.open_source("0", None)
+
+
+def test_a_number_that_no_camera_can_have_is_refused():
+  with pytest.raises(ValueError, match="camera 99999999999 cannot be opened"):
+    streams.open_source("99999999999", None)
 
 
 def test_camera_frames_are_turned_from_bgr(cameras):
@@ -141,5 +167,5 @@ def test_a_folder_named_like_a_camera_is_the_folder(cameras, tmp_path, monkeypat
   monkeypatch.chdir(tmp_path)
   (tmp_path / "2").mkdir()
   with pytest.raises(FileNotFoundError, match="folder 2 holds no image"):
-    streams.open_source("2", io.FileIO(0, closefd=False))
+    streams.open_source("2", None)
   assert not cameras

@@ -108,6 +108,9 @@ def test_what_ends_a_followed_sequence_is_told_with_its_frame(checkpoint, videos
   [
     ({}, "block 0 keeps 0.5"),
     ({"keep_ratios": (0.25,)}, "block 0 keeps 0.25"),
+    ({"keep_ratios": (0.7000001,)}, "block 0 keeps 0.7000001"),
+    ({"keep_ratios": (1,)}, "block 0 keeps 1"),
+    ({"keep_ratios": (1.0,)}, "block 0 keeps 1"),
     ({"elimination_layers": (), "keep_ratios": ()}, "none"),
   ],
 )
