@@ -139,8 +139,8 @@ def _calibrate() -> int:
 
   from data_pipelines.augmentation import jitter_box
   from ostrack_jax import loading
-  from ostrack_jax.evaluation import calibration_report, confidence_samples, results
-  from ostrack_jax.tracking import confidence
+  from ostrack_jax.evaluation import calibration_report, results
+  from ostrack_jax.tracking import confidence, confidence_samples
 
   checkpoint, folder = _load()
 

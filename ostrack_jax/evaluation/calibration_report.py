@@ -10,7 +10,8 @@ import numpy as np
 import tqdm
 
 from ostrack_jax.evaluation import calibration, plots
-from ostrack_jax.evaluation.confidence_samples import (
+from ostrack_jax.tracking.confidence import Calibrator
+from ostrack_jax.tracking.confidence_samples import (
   PRESENCE,
   TRACKS,
   Observer,
@@ -19,7 +20,6 @@ from ostrack_jax.evaluation.confidence_samples import (
   of_kinds,
   usable_frames,
 )
-from ostrack_jax.tracking.confidence import Calibrator
 
 
 def draw(

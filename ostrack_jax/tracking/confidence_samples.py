@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ostrack_jax import boxes, crop
-from ostrack_jax.evaluation import metrics
 from ostrack_jax.models import head
 from ostrack_jax.tracking import confidence, cutting, motion, tracker
 from ostrack_jax.tracking.weights import TrackableCheckpoint, prepare
@@ -118,8 +117,8 @@ class Observer:
   ) -> Iterator[Sample]:
     """Track from a frame on which the target is annotated: as the video is, then with the target removed.
 
-    Frames in which the target is not visible count as without it. Removing is by pasting the same place
-    of another frame (see without_target); frames where that cannot be are shown to no tracker.
+    Frames in which the target is not visible count as without it. Frames from which it cannot be removed
+    (see without_target) are left out of that track.
     """
     shown = ((t, sequence.frames[t]) for t in range(first + 1, len(sequence.frames)))
     hidden = ((t, without_target(sequence, t, rng)) for t in range(first + 1, len(sequence.frames)))
@@ -196,37 +195,63 @@ class Observer:
 
 
 def without_target(sequence: Sequenced, frame: int, rng: np.random.Generator) -> np.ndarray | None:
-  """Return a frame whose target is covered by what another frame shows at the same place.
+  """Return a frame whose target is covered by what a random other frame shows at the same place.
 
-  That is of a random frame whose own target lies elsewhere; a moving camera leaves a seam. None where the
-  target is in no known place, or is at that place in all frames looked at.
+  That is one whose own target lies elsewhere; where there is none, as where the camera follows the target,
+  what lies beside the target in another frame. A moving camera leaves a seam. None where the target is in
+  no known place, or is too large for its frame.
   """
   image, box = sequence.frames[frame], sequence.boxes_xywh[frame]
-  if not sequence.visible[frame]:
-    return None
-  height, width = image.shape[:2]
-  grown = np.concatenate(
-    [box[:2] - 0.5 * (_REMOVED_MARGIN - 1) * box[2:], box[2:] * _REMOVED_MARGIN]
-  )
   usable = usable_frames(sequence)
-  far = [t for t in usable if not _overlap(grown, sequence.boxes_xywh[t])]
-  if not far:
+  if frame not in usable:
     return None
-  other = sequence.frames[int(rng.choice(far))]
+  grown = _whole_pixels(box, image.shape[:2])
+  far = [t for t in usable if not _overlap(grown, sequence.boxes_xywh[t])]
+  chosen = int(rng.choice(far or usable))
+  other = sequence.frames[chosen]
   if other.shape != image.shape:
     return None
-  x1, y1 = (max(int(np.floor(value)), 0) for value in grown[:2])
-  x2, y2 = (int(np.ceil(value)) for value in grown[:2] + grown[2:])
+  place = grown if far else _place_beside(grown, sequence.boxes_xywh[chosen], image.shape[:2], rng)
+  if place is None:
+    return None
+  (x, y, w, h), (left, top) = grown, place[:2]
   image = image.copy()
-  image[y1 : min(y2, height), x1 : min(x2, width)] = other[
-    y1 : min(y2, height), x1 : min(x2, width)
-  ]
+  image[y : y + h, x : x + w] = other[top : top + h, left : left + w]
   return image
 
 
+def _whole_pixels(box_xywh, frame_size: tuple[int, int]) -> np.ndarray:
+  """Return a box grown by the margin, as whole pixels inside the frame."""
+  x, y, w, h = boxes.xywh_to_cxcywh(np.asarray(box_xywh, np.float64))
+  sides = np.array([w, h]) * _REMOVED_MARGIN
+  limits = np.array(frame_size[::-1])
+  first = np.clip(np.floor(np.array([x, y]) - 0.5 * sides), 0, limits - 1).astype(int)
+  last = np.clip(np.ceil(np.array([x, y]) + 0.5 * sides), first + 1, limits).astype(int)
+  return np.concatenate([first, last - first])
+
+
+def _place_beside(
+  patch_xywh: np.ndarray, box_xywh, frame_size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray | None:
+  """Move a patch to one of the four sides of a box, in the frame; None where there is room on none."""
+  taken = _whole_pixels(box_xywh, frame_size)
+  sides = []
+  for axis in (0, 1):
+    length, limit = patch_xywh[2 + axis], frame_size[1 - axis]
+    for start in (taken[axis] - length, taken[axis] + taken[2 + axis]):
+      if 0 <= start <= limit - length:
+        moved = patch_xywh.copy()
+        moved[axis] = start
+        sides.append(moved)
+  return sides[int(rng.integers(len(sides)))] if sides else None
+
+
 def usable_frames(sequence: Sequenced) -> np.ndarray:
-  """Return the numbers of the frames in which the target is annotated."""
-  return np.flatnonzero(sequence.visible & metrics.usable_boxes(sequence.boxes_xywh))
+  """Return the numbers of the frames in which the target is annotated, with a box of a pixel or more."""
+  is_box = np.isfinite(sequence.boxes_xywh).all(axis=1) & (sequence.boxes_xywh[:, 2:] >= 1).all(
+    axis=1
+  )
+  return np.flatnonzero(sequence.visible & is_box)
 
 
 def _overlap(a_xywh: np.ndarray, b_xywh: np.ndarray) -> bool:
