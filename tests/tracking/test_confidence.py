@@ -13,7 +13,7 @@ from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
 from ostrack_jax.tracking import confidence
 from ostrack_jax.tracking.confidence import Calibrator
 from ostrack_jax.tracking.multi_tracker import MultiTracker
-from ostrack_jax.tracking.tracker import Tracker
+from ostrack_jax.tracking.tracker import Tracker, locate
 
 _BOX = (60, 40, 30, 24)
 _FEATURES = (*confidence.SIGNS, "attended_0")
@@ -207,6 +207,12 @@ def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images)
       assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
       assert ours.visible is (ours.confidence > threshold)
   assert {result.visible for result in found["follow"]} == {True, False}
+  # Another calibrator is other numbers, and no other program.
+  compiled = locate._cache_size()
+  tracker = Tracker(_with(calibrated, _calibrator(bias=0.5)))
+  tracker.init(images[0], _BOX)
+  assert tracker.update(images[1]).confidence > want[0].confidence
+  assert locate._cache_size() == compiled
 
 
 @pytest.mark.parametrize(
