@@ -154,8 +154,9 @@ def test_a_head_without_a_score_map_cannot_be_calibrated():
 
 def test_a_removed_target_leaves_the_background_of_its_place():
   video, dark = _bright()
-  hidden = confidence_samples.without_target(video, 2, np.random.default_rng(0))
-  np.testing.assert_array_equal(hidden, dark)
+  for seed in range(5):
+    hidden = confidence_samples.without_target(video, 2, np.random.default_rng(seed))
+    np.testing.assert_array_equal(hidden, dark)
   assert video.frames[2].max() == 255
 
 
@@ -189,19 +190,32 @@ def test_only_crops_that_count_as_present_show_the_target(calibrated, monkeypatc
   video, dark = _bright()
   other = _Video("other", [dark] * 3, np.tile([60.0, 60, 16, 16], (3, 1)), np.ones(3, bool))
   monkeypatch.setattr(confidence_samples.crop, "crop_square", spy)
-  rng = np.random.default_rng(0)
-  samples = list(observer.presence(video, [other], rng, 4)) + list(observer.tracks(video, rng, 1))
-  # Two of them are of templates.
-  assert shown[:1] == [True] and len(shown) == len(samples) + 3
-  kinds = [sample.kind for sample in samples]
-  assert kinds == ["present", "missed", "foreign"] * 4 + ["free"] * 4 + ["removed"] * 4
-  of_samples = dict(zip(range(len(kinds)), shown[1:13], strict=False))
-  assert [of_samples[n] for n in range(12)] == [True, False, False] * 4
-  assert not any(
-    sample.is_right for sample in samples if sample.kind in ("missed", "foreign", "removed")
-  )
-  # The last four searches are of the removed target.
-  assert not any(shown[-4:])
+  for seed in range(4):
+    shown.clear()
+    drawn = list(observer.presence(video, [other], np.random.default_rng(seed), 5))
+    assert [sample.kind for sample in drawn] == ["present", "missed", "foreign"] * 5
+    # The first shows the template.
+    assert shown == [True, *[True, False, False] * 5]
+    assert not any(sample.is_right for sample in drawn if sample.kind != "present")
+
+
+def test_the_second_track_sees_no_target(calibrated, monkeypatch):
+  shown = []
+  look = confidence_samples.Observer._look
+
+  def spy(observer, remembered, image, around_xywh):
+    shown.append(image.max() == 255)
+    return look(observer, remembered, image, around_xywh)
+
+  monkeypatch.setattr(confidence_samples.Observer, "_look", spy)
+  observer = confidence_samples.Observer(load("ostrack_tiny"), lambda rng, box: box)
+  video, _ = _bright()
+  video.visible[5] = False
+  drawn = list(observer.tracks(video, np.random.default_rng(0), 1))
+  assert [sample.kind for sample in drawn] == ["free"] * 4 + ["removed"] * 3
+  assert shown == [True] * 4 + [False] * 3
+  # The last frame shows it, but is annotated otherwise.
+  assert not any(sample.is_right for sample in drawn[3:])
 
 
 def test_a_fit_takes_its_odds_and_threshold_from_tracks():
