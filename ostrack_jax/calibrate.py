@@ -14,6 +14,7 @@ A data set is the name of one that was prepared with --full_frames, as configura
 docs/confidence.md says what the numbers mean.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -135,8 +136,6 @@ def _calibrate() -> int:
   if FLAGS.test_dataset:
     test_videos = _open(FLAGS.test_dataset, FLAGS.test_root, "--test_dataset")
   # Late, so that wrong paths are named at once.
-  import dataclasses
-
   from data_pipelines.augmentation import jitter_box
   from ostrack_jax import loading
   from ostrack_jax.evaluation import calibration_report, results
