@@ -10,19 +10,15 @@ folders hold, then an entry in --gathered. Runs on different days and machines g
 that was stopped goes on. The second line prints the table, names what has not been run, and draws the curves.
 """
 
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
-from typing import Any
 
 from absl import flags
 
+from benchmarks import gathered_runs
 from ostrack_jax import command_line
-from ostrack_jax.evaluation.results import write_text
-from ostrack_jax.training import checkpoint
 
+_NAME = "benchmarks.little_video"
 # What is compared: the argument of the configuration, changes to it, and the seeds.
 PLANNED: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
   "elimination": ("", (), (42, 43, 44)),
@@ -54,87 +50,32 @@ flags.DEFINE_bool(
 flags.DEFINE_list("change", [], "Further flags for training, as tests need.", flag_values=FLAGS)
 
 
-def run_name(run: str, seed: int) -> str:
-  """Return the folder and key of a run."""
-  return f"{run.replace(' ', '_')}-{seed}"
-
-
 def training_command(run: str, seed: int, workdir: pathlib.Path) -> list[str]:
   """Return the command that trains."""
   argument, changes, _ = PLANNED[run]
-  return [
-    *(sys.executable, "-m", "training"),
-    f"--config=configs/ostrack_s_256.py{':' if argument else ''}{argument}",
-    f"--workdir={workdir}",
+  flags_of_run = (
     f"--config.data.data_dir={FLAGS.data_dir}",
     f"--config.model.pretrained={FLAGS.weights}",
     f"--config.train.seed={seed}",
     *changes,
     *FLAGS.change,
-  ]
-
-
-def checkpoints(workdir: pathlib.Path) -> dict[str, int]:
-  """Return the steps to evaluate by what chooses them: "last", and "best" on held-out pairs.
-
-  Raises:
-    FileNotFoundError: the run is not finished.
-  """
-  best = json.loads((workdir / "best.json").read_text())["step"]
-  steps = checkpoint.steps_in(workdir)
-  if not steps:
-    raise FileNotFoundError(f"{workdir} holds no checkpoint; train first")
-  return {"last": steps[-1], "best": best}
+  )
+  config = f"ostrack_s_256.py{':' if argument else ''}{argument}"
+  return gathered_runs.training_command(config, workdir, flags_of_run)
 
 
 def evaluation_commands(workdir: pathlib.Path) -> list[list[str]]:
   """Return the commands that evaluate a trained run."""
-  commands = []
-  for chosen, step in checkpoints(workdir).items():
-    start = [
-      *(sys.executable, "-m", "ostrack_jax.evaluate"),
-      f"--checkpoint={workdir}/{checkpoint.STEPS_FOLDER}/{step}",
-    ]
-    for dataset, how in (
-      ("otb", ["--dataset=otb", f"--root={FLAGS.otb}", "--allow_missing"]),
-      ("lasot", ["--dataset=folder", "--rule=otb", f"--root={FLAGS.lasot}"]),
-    ):
-      commands.append([*start, *how, f"--output={workdir}/{dataset}_{chosen}"])
-  return commands
+  datasets = {
+    "otb": ["--dataset=otb", f"--root={FLAGS.otb}", "--allow_missing"],
+    "lasot": ["--dataset=folder", "--rule=otb", f"--root={FLAGS.lasot}"],
+  }
+  return gathered_runs.evaluation_commands(workdir, datasets)
 
 
 def gather(workdir: pathlib.Path, run: str, seed: int) -> dict:
-  """Return what a finished run leaves: pairs, minutes, curves by pairs, and scores.
-
-  Raises:
-    FileNotFoundError: the run is not finished.
-  """
-  report = json.loads((workdir / "report.json").read_text())
-  batch = json.loads((workdir / "config.json").read_text())["train"]["batch_size"]
-  rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
-
-  def curve(name: str) -> list[tuple[int, float]]:
-    return [(row["step"] * batch, round(row[name], 4)) for row in rows if name in row]
-
-  entry: dict[str, Any] = {
-    "run": run,
-    "seed": seed,
-    "devices": report["devices"],
-    "pairs": report["pairs"],
-    "minutes": round(report["minutes"], 2),
-    "curves": {name: curve(name) for name in ("train/iou", "validation/iou", "validation/ao")},
-  }
-  for chosen, step in checkpoints(workdir).items():
-    entry[chosen] = {"pairs": step * batch}
-    for dataset in ("otb", "lasot"):
-      summary = json.loads((workdir / f"{dataset}_{chosen}" / "summary.json").read_text())
-      scores = {name: one["success_auc"] for name, one in summary["per_sequence"].items()}
-      entry[chosen][dataset] = {
-        "rule": summary["rule"],
-        "success_auc": round(summary["mean"]["success_auc"], 4),
-        "per_sequence": {name: round(value, 4) for name, value in scores.items()},
-      }
-  return entry
+  """Return what a finished run leaves; FileNotFoundError where it is not finished."""
+  return gathered_runs.gather(workdir, run, seed, ("otb", "lasot"))
 
 
 def table(entries: dict[str, dict]) -> str:
@@ -144,8 +85,7 @@ def table(entries: dict[str, dict]) -> str:
     "|---|---|---|---|---|---|---|---|---|",
   ]
   for run, (_, _, seeds) in PLANNED.items():
-    found = [entries[run_name(run, s)] for s in seeds if run_name(run, s) in entries]
-    unrun = [str(s) for s in seeds if run_name(run, s) not in entries]
+    found, unrun = gathered_runs.found_and_unrun(entries, run, seeds)
     if found:
       names = found[0]["last"]["otb"]["per_sequence"]
       single = ", ".join(
@@ -153,7 +93,7 @@ def table(entries: dict[str, dict]) -> str:
         for name in names
       )
       otb, lasot, best_otb, best_lasot = (
-        _mean([e[chosen][dataset]["success_auc"] for e in found])
+        gathered_runs.mean_and_error([e[chosen][dataset]["success_auc"] for e in found])
         for chosen in ("last", "best")
         for dataset in ("otb", "lasot")
       )
@@ -163,15 +103,8 @@ def table(entries: dict[str, dict]) -> str:
         f"| {otb} | {single} | {lasot} | {best_otb} | {best_lasot} |"
       )
     if unrun:
-      lines.append(f"| {run} | {', '.join(unrun)} | | | not run yet | | | | |")
+      lines.append(f"| {run} | {', '.join(map(str, unrun))} | | | {gathered_runs.UNRUN} | | | | |")
   return "\n".join(lines)
-
-
-def _mean(values: list[float]) -> str:
-  mean = f"{statistics.mean(values):.3f}"
-  if len(values) == 1:
-    return mean
-  return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def draw(entries: dict[str, dict], path: pathlib.Path) -> None:
@@ -196,37 +129,24 @@ def draw(entries: dict[str, dict], path: pathlib.Path) -> None:
   figure.savefig(path, dpi=110)
 
 
-def _run(command: list[str]) -> None:
-  """Run a command; end with its exit code where it fails."""
-  print("+ " + " ".join(command[2:]), flush=True)
-  code = subprocess.run(command, check=False).returncode
-  if code:
-    print(f"benchmarks.little_video: {command[2]} ended with exit code {code}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _read(path: pathlib.Path) -> dict[str, dict]:
-  return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def main(argv: list[str]) -> None:
   """Run or report."""
   del argv
   gathered = pathlib.Path(FLAGS.gathered)
   if FLAGS.run:
-    name = run_name(FLAGS.run, FLAGS.seed)
+    name = gathered_runs.run_name(FLAGS.run, FLAGS.seed)
     workdir = pathlib.Path(FLAGS.runs) / name
     if not FLAGS.evaluate_only:
-      _run(training_command(FLAGS.run, FLAGS.seed, workdir))
+      gathered_runs.execute(training_command(FLAGS.run, FLAGS.seed, workdir), _NAME)
     for command in evaluation_commands(workdir):
-      _run(command)
-    entries = _read(gathered) | {name: gather(workdir, FLAGS.run, FLAGS.seed)}
-    write_text(gathered, json.dumps(entries, indent=1) + "\n")
-  entries = _read(gathered)
+      gathered_runs.execute(command, _NAME)
+    entries = gathered_runs.read(gathered) | {name: gather(workdir, FLAGS.run, FLAGS.seed)}
+    gathered_runs.write(gathered, entries)
+  entries = gathered_runs.read(gathered)
   print(table(entries))
   if FLAGS.pictures:
     draw(entries, pathlib.Path(FLAGS.pictures) / "little_video.png")
 
 
 if __name__ == "__main__":
-  command_line.run(main, "benchmarks.little_video", FLAGS, __doc__)
+  command_line.run(main, _NAME, FLAGS, __doc__)

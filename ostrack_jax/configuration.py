@@ -57,7 +57,9 @@ def check_workdir(config, workdir: pathlib.Path) -> None:
   steps = checkpoint.steps_in(workdir)
   if not steps:
     return
-  theirs, ours = _flatten(_config_of(workdir, steps)), _flatten(as_json(config))
+  # Keys that came later were, in effect, at their defaults.
+  theirs = _flatten(as_json(common.get_config())) | _flatten(_config_of(workdir, steps))
+  ours = _flatten(as_json(config))
   differing = [
     f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)"
     for name in sorted(theirs.keys() | ours.keys())

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import __version__, command_line
+from ostrack_jax import __version__, command_line, elimination_flags
 from ostrack_jax.evaluation import (
   benchmarks,
   html_report,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _FORCED_NOTE = (
   "every frame was searched around the annotated box before it; no published score is so"
 )
+_SET_NOTE = "candidate elimination was set for this run: {}"
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
@@ -53,6 +54,7 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
   "num_heads", None, "attention heads, where width/64 is wrong", flag_values=FLAGS
 )
+elimination_flags.define(FLAGS)
 flags.DEFINE_enum("dataset", "otb", sorted(benchmarks.BENCHMARKS), "benchmark", flag_values=FLAGS)
 flags.DEFINE_string("root", None, "folder that holds the benchmark's sequences", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "folder to write to", flag_values=FLAGS)
@@ -128,10 +130,12 @@ def score_and_write(
   rule: str,
   timed: bool,
   teacher_forced: bool,
+  elimination: str | None = None,
 ) -> report.Summary | None:
   """Score the finished sequences that are annotated and write the report; None where there are none.
 
   timed: whether frames were timed one by one, so that the table can show frames per second.
+  elimination: what candidate elimination was set to for this run, None for the checkpoint's own.
   """
   videos = [v for v in selection.videos if v.is_annotated and folder.is_finished(v)]
   if not videos:
@@ -143,17 +147,23 @@ def score_and_write(
     "dataset": dataset,
     "tracker": label,
     "teacher_forced": teacher_forced,
+    "elimination_set_to": elimination,
     "missing": selection.missing,
     "failed": {name: failed[name] for name in sorted(failed)},
   }
   scoring.write_report(summary, folder.output, label, extra, attributes)
+  notes = {}
+  if teacher_forced:
+    notes["Teacher-forced"] = _FORCED_NOTE
+  if elimination is not None:
+    notes["Elimination"] = _SET_NOTE.format(elimination)
   html_report.write_report(
     folder.output / "report.html",
     {label: summary},
     dataset=dataset,
     videos={video.name: video for video in videos},
     predictions={label: {name: one.boxes_xywh for name, one in recorded.items()}},
-    notes={"Teacher-forced": _FORCED_NOTE} if teacher_forced else {},
+    notes=notes,
   )
   if timed:
     # For the screen alone, since no other file than timing.json may differ between two runs.
@@ -161,8 +171,8 @@ def score_and_write(
       recorded, videos, rule=rule, declared=selection.declared, timed=True
     )
   print(report.format_table(summary))
-  if teacher_forced:
-    print(_FORCED_NOTE)
+  for note in notes.values():
+    print(note)
   if attributes:
     print(report.format_attributes(attributes))
   return summary
@@ -183,9 +193,9 @@ def open_run(videos: Sequence[benchmarks.Video]) -> "tracking_runs.Run":
     threads=FLAGS.threads,
     teacher_forced=FLAGS.teacher_forced,
   )
-  return tracking_runs.plan(
-    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype), videos, options
-  )
+  changed = elimination_flags.read(FLAGS)
+  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **changed)
+  return tracking_runs.plan(checkpoint, videos, options)
 
 
 def _track_benchmark() -> int:
@@ -201,6 +211,7 @@ def _track_benchmark() -> int:
   )
   rule = FLAGS.rule or benchmark.rule
   scoring.check_rule(selection.videos, rule)
+  sets_elimination = any(one is not None for one in elimination_flags.read(FLAGS).values())
   run = open_run(selection.videos)
   settings = run.settings | {
     "dataset": FLAGS.dataset,
@@ -236,6 +247,7 @@ def _track_benchmark() -> int:
     rule=rule,
     timed=FLAGS.one_by_one,
     teacher_forced=FLAGS.teacher_forced,
+    elimination=run.settings["elimination"] if sets_elimination else None,
   )
   for name, reason in selection.missing.items():
     print(f"left out {name}: {reason}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ostrack_jax import loading, weight_files
 from ostrack_jax.models.ostrack import OSTrack
@@ -70,9 +71,7 @@ def read_initial_weights(
       f"Initial weights), name what ships with the package ({', '.join(loading.shipped_names())}), or "
       "leave it empty for random weights"
     )
-  ours = random_variables["params"]["backbone"]
-  found, fresh = _without_foreign(found, ours)
-  backbone = {**found.backbone, **{name: ours[name] for name in fresh}}
+  found, backbone, fresh = _fit_backbone(found, random_variables["params"]["backbone"])
   start = {
     "params": {**random_variables["params"], "backbone": backbone},
     "batch_stats": random_variables["batch_stats"],
@@ -84,12 +83,22 @@ def read_initial_weights(
   return InitialWeights(jax.tree.map(jnp.asarray, start), _summarise(path, found, model, fresh))
 
 
-def _without_foreign(found: _Found, ours: Mapping[str, Any]) -> tuple[_Found, list[str]]:
-  """Return what was found without what only some backbones have and ours lacks, and what of ours stays random."""
-  foreign = [name for name in _ONLY_SOME if name in found.backbone and name not in ours]
-  kept = {name: tree for name, tree in found.backbone.items() if name not in foreign}
-  fresh = [name for name in _ONLY_SOME if name in ours and name not in kept]
-  return found._replace(backbone=kept, left_out=(*found.left_out, *foreign)), fresh
+def _fit_backbone(
+  found: _Found, ours: Mapping[str, Any]
+) -> tuple[_Found, dict[str, Any], list[str]]:
+  """Deal with what only some backbones have.
+
+  Returns:
+    (what was found without what ours has no place for, a backbone with all that ours has, and the names of what of it
+    stays random).
+  """
+  theirs, own = flatten_dict(found.backbone), flatten_dict(ours)
+  foreign = {path for path in theirs if path[-1] in _ONLY_SOME and path not in own}
+  fresh = {path for path in own if path[-1] in _ONLY_SOME and path not in theirs}
+  kept = {path: leaf for path, leaf in theirs.items() if path not in foreign}
+  names_of = [[n for n in _ONLY_SOME if any(p[-1] == n for p in some)] for some in (foreign, fresh)]
+  left = found._replace(backbone=unflatten_dict(kept), left_out=(*found.left_out, *names_of[0]))
+  return left, unflatten_dict(kept | {path: own[path] for path in fresh}), names_of[1]
 
 
 def _read_folder(path: str | os.PathLike, model: OSTrack) -> _Found:
@@ -164,9 +173,12 @@ def _found_in(
   for name, size, other in zip(("pos_embed_z", "pos_embed_x"), _sizes(model), _sizes(theirs)):
     if size != other:
       backbone[name] = position_tables.resample(backbone[name], size // PATCH_SIZE)
-  # Its offsets are those of other grids.
-  left_out = (names.RELATIVE_POSITIONS,) if _sizes(theirs) != _sizes(model) else ()
-  left_out = tuple(name for name in left_out if backbone.pop(name, None) is not None)
+  left_out: tuple[str, ...] = ()
+  if theirs.relative_positions and _sizes(theirs) != _sizes(model):
+    # Their offsets are those of other grids.
+    flat = flatten_dict(backbone)
+    backbone = unflatten_dict({p: x for p, x in flat.items() if p[-1] != names.RELATIVE_POSITIONS})
+    left_out = (names.RELATIVE_POSITIONS,)
   head = None
   # What another relation has learnt behind its backbone has no place here.
   if complete and _relate_alike(theirs, model):
@@ -183,6 +195,10 @@ def _channels(theirs: OSTrack, complete: bool, model: OSTrack) -> int | None:
 
 
 def _relate_alike(theirs: OSTrack, model: OSTrack) -> bool:
+  """Return whether what one has learnt behind its backbone fits the other."""
+  # Its positions are those of its grids.
+  if model.relation == "swintrack" and _sizes(theirs) != _sizes(model):
+    return False
   return all(
     getattr(theirs, name) == getattr(model, name) for name in ("relation", "fusion_layers", "head")
   )

@@ -68,6 +68,7 @@ def runs(monkeypatch):
 
   def open_run(videos):
     settings = {"one_by_one": evaluate.FLAGS.one_by_one, "batch_size": evaluate.FLAGS.batch_size}
+    settings["elimination"] = ", ".join(evaluate.FLAGS.keep_ratios or ["0.7"])
     made.append(StillRun(videos, **settings))
     return made[-1]
 
@@ -155,12 +156,21 @@ def test_times_stand_in_timing_json_alone(track, tmp_path, capsys):
       assert not {"fps", "seconds"} & set(path.read_text().replace('"', " ").split()), path
 
 
-def test_forced_runs_say_so_wherever_their_scores_stand(track, tmp_path, capsys):
-  assert track("--teacher_forced") == 0
+@pytest.mark.parametrize(
+  ("argument", "key", "value", "words"),
+  [
+    ("--teacher_forced", "teacher_forced", True, "every frame was searched around the annotated"),
+    ("--keep_ratios=0.5", "elimination_set_to", "0.5", "elimination was set for this run: 0.5"),
+  ],
+)
+def test_unusual_runs_say_so_wherever_their_scores_stand(
+  track, tmp_path, capsys, argument, key, value, words
+):
+  assert track(argument) == 0
   output = tmp_path / "out"
-  assert read_json(output / "summary.json")["teacher_forced"] is True
+  assert read_json(output / "summary.json")[key] == value
   for text in ((output / "report.html").read_text(), capsys.readouterr().out):
-    assert "every frame was searched around the annotated box before it" in text
+    assert words in text
 
 
 def test_whole_pixels_are_truncated_toward_zero(track, tree, tmp_path):
@@ -210,6 +220,7 @@ def test_finished_sequences_are_kept_and_give_the_same_files(track, tmp_path, ru
   ("arguments", "said"),
   [
     (["--batch_size=2"], "batch_size (0 there, 2 now)"),
+    (["--keep_ratios=0.5"], "elimination (0.7 there, 0.5 now)"),
     (["--integer_boxes"], "integer_boxes (False there, True now)"),
     (["--limit=1"], "sequences (2 sequences, "),
   ],
@@ -217,10 +228,9 @@ def test_finished_sequences_are_kept_and_give_the_same_files(track, tmp_path, ru
 def test_other_settings_are_refused_by_name(track, tmp_path, arguments, said):
   track()
   before = (tmp_path / "out" / "run.json").read_bytes()
-  with pytest.raises(SystemExit) as stop:
+  with pytest.raises(SystemExit, match="use another --output") as stop:
     track(*arguments)
   assert said in str(stop.value)
-  assert "use another --output" in str(stop.value)
   assert (tmp_path / "out" / "run.json").read_bytes() == before
 
 

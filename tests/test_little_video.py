@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import little_video
+from benchmarks import gathered_runs, little_video
 from configs import ostrack_s_256
 from ostrack_jax import configuration
 
@@ -15,7 +15,7 @@ def flags():
 
 
 def _finished(folder, run, seed, otb):
-  workdir = folder / little_video.run_name(run, seed)
+  workdir = folder / gathered_runs.run_name(run, seed)
   for dataset, scores in (
     ("otb_last", otb),
     ("otb_best", {name: value - 0.1 for name, value in otb.items()}),
@@ -58,7 +58,7 @@ def test_runs_gather_with_pairs_for_steps(tmp_path):
 
 def test_table_gives_means_standard_errors_and_what_is_unrun(tmp_path):
   entries = {
-    little_video.run_name("elimination", seed): _finished(
+    gathered_runs.run_name("elimination", seed): _finished(
       tmp_path, "elimination", seed, {"Bird2": bird, "Vase": 0.6}
     )
     for seed, bird in ((42, 0.4), (43, 0.6))

@@ -149,6 +149,78 @@ def test_another_type_to_compute_in_keeps_the_weights(folder):
     load(folder, dtype="int8")
 
 
+def _removed(checkpoint):
+  images = [np.ones((1, size, size, 3), np.float32) for size in (32, 64)]
+  # A pattern, without which all candidates would be alike.
+  images[1] *= np.linspace(-1, 1, 64, dtype=np.float32)[None, :, None, None] ** 3
+  output = jax.jit(checkpoint.model.apply)(checkpoint.variables, *images)
+  return [set(np.asarray(stage)[0].tolist()) for stage in output.removed], output.score_map
+
+
+def test_elimination_changed_at_test_time_changes_which_candidates_stay(folder):
+  stages, scores = _removed(load(folder))
+  assert stages == []
+  (half,), half_scores = _removed(load(folder, keep_ratios=0.5, elimination_layers=(0,)))
+  (most,), _ = _removed(load(folder, keep_ratios=(0.25,), elimination_layers=[0]))
+  assert (len(half), len(most)) == (8, 12)
+  # Those that the template attends to least go first.
+  assert half < most
+  assert not np.allclose(scores, half_scores)
+  stages, all_scores = _removed(load(folder, keep_ratios=1.0, elimination_layers=(0,)))
+  assert stages == []
+  np.testing.assert_array_equal(all_scores, scores)
+
+
+def test_elimination_changed_at_test_time_leaves_weights_and_description_alone(folder):
+  given = load(folder)
+  changed = load(folder, keep_ratios=0.5, elimination_layers=(0,), dtype="bfloat16")
+  assert (changed.model.elimination_layers, changed.model.dtype) == ((0,), "bfloat16")
+  assert changed.description == given.description
+  _assert_same(changed.variables, given.variables)
+
+
+_OFFICIAL = OSTrack(variant="s")
+
+
+@pytest.mark.parametrize(
+  ("arguments", "layers", "ratios"),
+  [
+    ({}, (3, 6, 9), (0.7, 0.7, 0.7)),
+    ({"keep_ratios": 0.5}, (3, 6, 9), (0.5, 0.5, 0.5)),
+    ({"keep_ratios": [0.9, 0.8, 0.4]}, (3, 6, 9), (0.9, 0.8, 0.4)),
+    ({"keep_ratios": 1}, (), ()),
+    ({"keep_ratios": (1, 1, 0.5)}, (3, 6, 9), (1, 1, 0.5)),
+    ({"elimination_layers": ()}, (), ()),
+    ({"elimination_layers": [2, 4]}, (2, 4), (0.7, 0.7)),
+    ({"elimination_layers": (2,), "keep_ratios": 0.3}, (2,), (0.3,)),
+  ],
+)
+def test_one_ratio_is_for_all_stages_and_1_for_none(arguments, layers, ratios):
+  model = loading.change_elimination(_OFFICIAL, **arguments)
+  assert (model.elimination_layers, model.keep_ratios) == (layers, ratios)
+  assert model.variant == "s"
+
+
+@pytest.mark.parametrize(
+  ("model", "arguments", "words"),
+  [
+    (_OFFICIAL, {"keep_ratios": (0.7, 0.5)}, r"do not fit elimination_layers \(3, 6, 9\); give one"),
+    (_OFFICIAL, {"keep_ratios": 0}, r"keep_ratios \(0, 0, 0\) must lie in \(0, 1\]"),
+    (_OFFICIAL, {"keep_ratios": 1.2}, "must lie in"),
+    (_OFFICIAL, {"elimination_layers": (6, 3)}, "must be increasing"),
+    (_OFFICIAL, {"elimination_layers": (3, 12)}, r"must lie in 0\.\.11"),
+    (_OFFICIAL, {"elimination_layers": (), "keep_ratios": 0.5}, "are for no stage; give elimination"),
+    (_MODEL, {"keep_ratios": 0.5}, "are for no stage; give elimination_layers"),
+    (_MODEL, {"elimination_layers": (0,)}, r"keep_ratios \(\) do not fit elimination_layers \(0,\)"),
+    (OSTrack(elimination_layers=(2, 5), keep_ratios=(0.9, 0.5)), {"elimination_layers": (1,)}, "do not fit"),
+    (OSTrack(relation="stark", elimination_layers=(), keep_ratios=()), {"keep_ratios": 0.5}, "'stark' has no candidates"),
+  ],
+)  # fmt: skip
+def test_elimination_that_does_not_fit_is_refused(model, arguments, words):
+  with pytest.raises(ValueError, match=words):
+    loading.change_elimination(model, **arguments)
+
+
 def test_a_step_that_is_not_there_is_named_with_those_that_are(folder):
   with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 20; there are 40"):
     load(_workdir(folder) / "checkpoints" / "20")

@@ -129,6 +129,20 @@ def test_other_configuration_is_refused_for_the_workdir_by_its_keys(finished):
     train.train_and_report(configuration, workdir)
 
 
+def test_a_run_of_a_version_that_lacked_a_key_goes_on(finished, tmp_path):
+  configuration_of_run, workdir, _ = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  old = json.loads((copy / "config.json").read_text())
+  del old["model"]["head"], old["train"]["best_by"]
+  (copy / "config.json").write_text(json.dumps(old))
+  configuration.check_workdir(configuration_of_run, copy)
+  other = configuration_of_run.copy_and_resolve_references()
+  other.model.head = "corner"
+  with pytest.raises(ValueError, match=r"model.head \('center' there, 'corner' now\)"):
+    configuration.check_workdir(other, copy)
+
+
 def test_configuration_in_the_checkpoints_counts_where_the_file_is_lost(finished, tmp_path):
   configuration_of_run, workdir, _ = finished
   copy = tmp_path / "copy"

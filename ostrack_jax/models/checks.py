@@ -53,7 +53,7 @@ def check_fields(model: "OSTrack") -> None:
     raise ValueError(
       f"template_tokens {model.template_tokens!r} is unknown; choose one of {', '.join(candidates.TEMPLATE_TOKENS)}"
     )
-  if model.relation not in RELATIONS:
+  if model.relation not in tuple(RELATIONS):
     raise ValueError(
       f"relation {model.relation!r} is unknown; choose one of {', '.join(RELATIONS)}"
     )
@@ -61,9 +61,11 @@ def check_fields(model: "OSTrack") -> None:
     raise ValueError(
       f"relation {model.relation!r} has no candidates to eliminate; set elimination_layers and keep_ratios to ()"
     )
-  if model.relation_layers is not None and (not model.is_two_stream or model.relation_layers < 1):
+  layers = model.relation_layers
+  is_count = isinstance(layers, int) and not isinstance(layers, bool) and layers > 0
+  if layers is not None and not (model.is_two_stream and is_count):
     raise ValueError(
-      f"relation_layers {model.relation_layers} must be positive, and None with relation one_stream"
+      f"relation_layers {layers} must be a positive whole number, and None with relation one_stream"
     )
   if model.relation == "swintrack" and sizes["width"] % swintrack.NUM_HEADS:
     raise ValueError(
@@ -76,6 +78,8 @@ def check_fields(model: "OSTrack") -> None:
   if model.score_bias is not None and model.head != "center":
     raise ValueError(f"score_bias is for head center; leave it away with head {model.head!r}")
   for name in ("identity_embeddings", "relative_positions"):
+    if not isinstance(getattr(model, name), bool):
+      raise ValueError(f"{name} {getattr(model, name)!r} must be True or False")
     if getattr(model, name) and model.is_two_stream:
       raise ValueError(
         f"{name} tells tokens apart that relation {model.relation!r} never joins; set it to False"
@@ -97,6 +101,8 @@ def check_call(
   """Raise ValueError where the arguments of OSTrack.__call__ do not fit the model or each other."""
   batch, grid = search.shape[0], model.template_size // candidates.PATCH_SIZE
   _check_images("search", search, model.search_size, batch)
+  if (encoded_template is None) == (template is None):
+    raise ValueError("give either template or encoded_template")
   if encoded_template is None:
     _check_images("template", template, model.template_size, batch)
   elif not model.is_two_stream or encoded_template.shape[:2] != (batch, grid * grid):

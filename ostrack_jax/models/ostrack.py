@@ -77,10 +77,11 @@ class OSTrack(nn.Module):
     head: `center`, the paper's; or `corner` or `mlp`, which have no score map (see other_heads).
     identity_embeddings: add a learnt vector to all template tokens and another to all search tokens.
     relative_positions: add to attention logits, head by head, a learnt bias of the offset between two
-      tokens, told apart by their images; see relative_positions. All blocks share it.
+      tokens, told apart by their images; a table a block, as the official code declares; see relative_positions.
     dtype: compute type, `float32` or `bfloat16`; parameters stay float32.
     rematerialise: in training keep what enters the halves of blocks alone, and compute the rest anew in
-      the backward pass: much less memory for a third more arithmetic. Changes no number.
+      the backward pass: much less memory for a third more arithmetic. Changes no number. What relates two
+      streams keeps its own.
   """
 
   variant: str = "b"

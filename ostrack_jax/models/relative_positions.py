@@ -1,10 +1,13 @@
 """Offsets between tokens of template and search region, and what they add to attention logits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
+@functools.cache
 def offset_index(template_grid: int, search_grid: int, search_only: bool) -> tuple[np.ndarray, int]:
   """Number the offsets between tokens [template; search].
 
@@ -26,26 +29,28 @@ def offset_index(template_grid: int, search_grid: int, search_only: bool) -> tup
   if search_only:
     pairs = pairs[template_grid**2 :]
   _, index = np.unique(pairs.reshape(-1, 4), axis=0, return_inverse=True)
-  return index.reshape(pairs.shape[:2]).astype(np.int32), int(index.max()) + 1
+  index = index.reshape(pairs.shape[:2]).astype(np.int32)
+  # It is kept for the next call.
+  index.setflags(write=False)
+  return index, int(index.max()) + 1
 
 
-def position_bias(table, index: np.ndarray, num_z: int, cells=None) -> jax.Array:
-  """Return what the offsets between tokens [template; search] add to attention logits.
+def offsets_left(index: np.ndarray, num_z: int, cells) -> jax.Array:
+  """Return the offsets between the tokens that are left, [b, Nz + n, Nz + n] int32.
 
   Args:
-    table: [h, offsets] learnt.
     index: [Nz + Nx, Nz + Nx] of offset_index; num_z is Nz.
-    cells: [b, n] int32, the search-grid cells that are left, in the order of their tokens; None for all.
-
-  Returns:
-    [b, h, Nz + n, Nz + n] float32; b is 1 without cells.
+    cells: [b, n] int32, the search-grid cells that are left, in the order of their tokens.
   """
-  if cells is None:
-    return table[:, index][None]
   known = jnp.asarray(index)
 
   def of_sample(own_cells):
     tokens = jnp.concatenate([jnp.arange(num_z, dtype=jnp.int32), num_z + own_cells])
-    return table[:, known[tokens[:, None], tokens[None, :]]]
+    return known[tokens[:, None], tokens[None, :]]
 
   return jax.vmap(of_sample)(cells)
+
+
+def position_bias(table, index) -> jax.Array:
+  """Return what offsets [b, n, n] add to attention logits, [b, h, n, n] float32, by a table [h, offsets]."""
+  return jax.vmap(lambda own: table[:, own])(jnp.asarray(index))

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ostrack_jax.models.head import torch_bias_init
+
 CHANNELS = 256
 HIDDEN = 2048
 NUM_HEADS = 8
@@ -37,12 +39,6 @@ def sine_positions(grid: int) -> np.ndarray:
   axis = np.where(np.arange(half) % 2 == 0, np.sin(phase), np.cos(phase))
   rows, columns = np.repeat(axis, grid, axis=0), np.tile(axis, (grid, 1))
   return np.concatenate([rows, columns], axis=1).astype(np.float32)
-
-
-def _bounded(fan_in: int):
-  """Return PyTorch's default initialiser of linear layers: uniform within 1 / sqrt(fan_in)."""
-  bound = fan_in**-0.5
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class Projections(nn.Module):
@@ -95,7 +91,9 @@ class _Layer(nn.Module):
     self.dropout = nn.Dropout(_DROPOUT, rng_collection="drop_path")
 
   def _linear(self, inputs: int, features: int) -> nn.Dense:
-    return nn.Dense(features, dtype=self.dtype, kernel_init=_xavier, bias_init=_bounded(inputs))
+    return nn.Dense(
+      features, dtype=self.dtype, kernel_init=_xavier, bias_init=torch_bias_init(inputs)
+    )
 
   def _norm(self) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=_EPSILON, dtype=self.dtype)
@@ -155,7 +153,7 @@ class Stark(nn.Module):
 
     The decoder's output weighs each search token of the encoder by their product.
     """
-    bound = _bounded(template.shape[-1])
+    bound = torch_bias_init(template.shape[-1])
     project = nn.Dense(
       CHANNELS, dtype=self.dtype, kernel_init=bound, bias_init=bound, name="bottleneck"
     )

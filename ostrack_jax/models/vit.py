@@ -1,7 +1,7 @@
-"""The one-stream backbone: a plain ViT over template and search tokens together.
+"""The backbone: a plain ViT over template and search tokens together, or, in two streams, over each alone.
 
 Follows OSTrack, Ye et al. 2022, Sec. 3.1, and the released weights: no class token, no segment
-embedding, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm before eliminated cells are restored.
+embedding unless asked for, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm before eliminated cells are restored.
 """
 
 import math
@@ -15,7 +15,7 @@ from ostrack_jax.models import candidates as candidates_lib
 from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
-from ostrack_jax.models.relative_positions import offset_index, position_bias
+from ostrack_jax.models.relative_positions import offset_index, offsets_left, position_bias
 from ostrack_jax.models.row_major import row_major
 
 VARIANTS = {
@@ -85,12 +85,19 @@ class Attention(nn.Module):
   width: int
   num_heads: int
   dtype: jnp.dtype
+  # Of offsets between tokens, see relative_positions; 0 for no bias by them.
+  offsets: int = 0
 
   def setup(self):
+    if self.offsets:
+      table = nn.initializers.truncated_normal(stddev=0.02)
+      self.relative_position_bias_table = self.param(
+        "relative_position_bias_table", table, (self.num_heads, self.offsets)
+      )
     self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=_linear_init)
     self.proj = BranchEnd(self.width, self.dtype)
 
-  def __call__(self, tokens, rows=None, key_valid=None, scale=None, bias=None):
+  def __call__(self, tokens, rows=None, key_valid=None, scale=None, offset_index=None):
     """Attend.
 
     Args:
@@ -98,7 +105,7 @@ class Attention(nn.Module):
       rows: indices of the queries whose attention is wanted, or None.
       key_valid: [b, n] bool; tokens that nobody may attend to are false. None for all valid.
       scale: [b, 1, 1] float32 that multiplies each sample's result, or None.
-      bias: [b or 1, h, n, n] float32 added to the logits, or None.
+      offset_index: [b or 1, n, n] int32, the offset from each token to each; None without `offsets`.
 
     Returns:
       (Branch [b, n, width], [b, h, len(rows), n] float32 or None).
@@ -108,6 +115,9 @@ class Attention(nn.Module):
     queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
     # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
     values = _scaled(values, None if scale is None else scale[..., None])
+    bias = None
+    if self.offsets:
+      bias = position_bias(self.relative_position_bias_table, offset_index)
     mixed = attention_lib.attend(queries, keys, values, key_valid, bias)
     chosen = None
     if rows is not None:
@@ -172,17 +182,18 @@ class Block(nn.Module):
   width: int
   num_heads: int
   dtype: jnp.dtype
+  offsets: int = 0
 
   def setup(self):
     self.norm1 = ResidualNorm(self.dtype)
-    self.attn = Attention(self.width, self.num_heads, self.dtype)
+    self.attn = Attention(self.width, self.num_heads, self.dtype, self.offsets)
     self.norm2 = ResidualNorm(self.dtype)
     self.mlp = Mlp(self.width, self.dtype)
 
-  def attend(self, tokens, branch, *, rows, key_valid, scale=None, bias=None):
+  def attend(self, tokens, branch, *, rows, key_valid, scale=None, offset_index=None):
     """Return tokens, the attention branch, and the attention rows asked for; scale as Mlp's."""
     tokens, normed = self.norm1(tokens, branch)
-    return tokens, *self.attn(normed, rows, key_valid, scale, bias)
+    return tokens, *self.attn(normed, rows, key_valid, scale, offset_index)
 
   def feed_forward(self, tokens, branch, *, scale=None):
     """Return tokens and the MLP's branch; scale as Mlp's."""
@@ -225,14 +236,12 @@ class Backbone(nn.Module):
         self.param(f"{image}_segment_pos_embed", table, (1, 1, self.width))
         for image in ("template", "search")
       )
+    count = 0
     if self.relative_positions:
       grids = (self.template_size // PATCH_SIZE, self.search_size // PATCH_SIZE)
       self.offsets, count = offset_index(*grids, search_only=False)
-      self.relative_position_bias_table = self.param(
-        "relative_position_bias_table", table, (self.num_heads, count)
-      )
     block = nn.remat(Block, methods=_HALVES) if self.rematerialise else Block
-    self.blocks = [block(self.width, self.num_heads, self.dtype) for _ in range(self.depth)]
+    self.blocks = [block(self.width, self.num_heads, self.dtype, count) for _ in range(self.depth)]
     self.norm = ResidualNorm(self.dtype)
 
   def _survival(self, batch: int):
@@ -287,9 +296,8 @@ class Backbone(nn.Module):
     tokens = jnp.concatenate([z, x], axis=1)
     index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
     alive = Candidates(index=index, valid=None)
-    branch, bias = None, None
-    if self.relative_positions:
-      bias = position_bias(self.relative_position_bias_table, self.offsets, num_z)
+    branch = None
+    offsets = self.offsets[None] if self.relative_positions else None
     removed, attention = [], []
     survival = self._survival(tokens.shape[0]) if train and self.drop_path_rate else None
     for layer, block in enumerate(self.blocks):
@@ -308,7 +316,7 @@ class Backbone(nn.Module):
         rows=rows if wanted else None,
         key_valid=key_valid,
         scale=scales[0],
-        bias=bias,
+        offset_index=offsets,
       )
       if eliminates or self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
@@ -324,7 +332,7 @@ class Backbone(nn.Module):
         tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
         removed.append(dropped)
         if self.relative_positions:
-          bias = position_bias(self.relative_position_bias_table, self.offsets, num_z, alive.index)
+          offsets = offsets_left(self.offsets, num_z, alive.index)
         # For inspection: which grid cell each token behind this layer stands for.
         self.sow("intermediates", f"kept_{stage}", alive.index)
       elif stage is not None:

@@ -136,12 +136,15 @@ class MultiTracker:
       ValueError: the frame or the box cannot be used, or all lanes are taken.
       RuntimeError: `track` has handed further frames to the device.
     """
+    self._check_no_frames_on_their_way()
+    return self._add(frame, box_xywh)
+
+  def _check_no_frames_on_their_way(self) -> None:
     if self._has_frames_on_their_way:
       raise RuntimeError(
         "frames behind this one are on their way already; name the object in boxes_by_frame, or track "
         "with is_live=True"
       )
-    return self._add(frame, box_xywh)
 
   def _add(self, frame, box_xywh) -> int:
     if len(self._lanes) == self.max_objects:
@@ -178,7 +181,9 @@ class MultiTracker:
 
     Raises:
       ValueError: the frame cannot be used, or the network gives a box that is not finite.
+      RuntimeError: `track` has handed further frames to the device.
     """
+    self._check_no_frames_on_their_way()
     return self._results(self._lanes, self._find(frame))
 
   def _find(self, frame) -> np.ndarray | jax.Array | None:
@@ -262,7 +267,8 @@ class MultiTracker:
     """Go through frames, which a thread reads ahead, and add objects where they come.
 
     Objects that are followed already go on. Where search regions are cut on the device, results come a
-    few frames after their frame was read, so that the device waits for nobody.
+    few frames after their frame was read, so that the device waits for nobody. Whoever then leaves before the
+    end, with frames on their way, ends all tracks: no object is followed any more.
 
     Args:
       frames: [H, W, 3] RGB uint8 each, from any iterable, all of one size.
@@ -274,7 +280,9 @@ class MultiTracker:
     Raises:
       ValueError: there is no frame; or as add and update, with the frame's number; and whatever reading
         a frame raises, after the results before it.
+      RuntimeError: another `track` has handed further frames to the device.
     """
+    self._check_no_frames_on_their_way()
     queued = _FRAMES_ON_THEIR_WAY if self.cut_on_device and not is_live else 0
     pending: collections.deque[_Step] = collections.deque()
     error, count = None, 0
@@ -300,6 +308,9 @@ class MultiTracker:
             break
       finally:
         self._has_frames_on_their_way = False
+        if pending:
+          # Boxes on the device are ahead of what was told.
+          self._lanes.clear()
     if error is not None:
       raise error
     if not count:

@@ -52,7 +52,8 @@ def _encode_template(model: OSTrack, weights: TrackingWeights, template):
 def remember(model: OSTrack, weights: TrackingWeights, template):
   """Return what locate needs of templates [b, Z, Z, 3] uint8 on the device, for as long as a track lasts.
 
-  For a two-stream tracker their features; one that is one-stream needs the images anew for every frame.
+  For a two-stream tracker their features; one that is one-stream needs the images anew for every frame. Where
+  several tracks share a batch, all of its templates are encoded anew when one of them changes.
   """
   return _encode_template(model, weights, template) if model.is_two_stream else template
 

@@ -36,7 +36,8 @@ class TrackingWeights(flax.struct.PyTreeNode):
   """What tracker.locate needs of a checkpoint.
 
   Attributes:
-    arrays: kernels and position tables by their paths, in the model's type but for the head's last.
+    arrays: kernels and position tables by their paths, in the model's type but for what it computes in
+      float32, and heads that cannot be folded.
     packed: [n] float32, all biases and scales one after another.
     layout: path and shape of those.
   """
@@ -58,6 +59,13 @@ class TrackingWeights(flax.struct.PyTreeNode):
     return flax.traverse_util.unflatten_dict(flat)
 
 
+def _keeps_its_type(path: Path) -> bool:
+  # A folded head's are of their types already; SwinTrack's positions and the last layers of heads are float32.
+  return (
+    path[0] == "head" or "box_head" in path or any(part.endswith("_positions") for part in path)
+  )
+
+
 def prepare(model: OSTrack, variables) -> TrackingWeights:
   """Return what tracker.locate needs of {"params", "batch_stats"}, as numpy.
 
@@ -76,8 +84,7 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
     if path[-1] == "kernel" or path[-1].startswith("pos_embed"):
-      # The folded head's are of their types already, and the last layer of any other stays in float32.
-      arrays[path] = value if path[0] == "head" or "box_head" in path else value.astype(dtype)
+      arrays[path] = value if _keeps_its_type(path) else value.astype(dtype)
     else:
       small[path] = value
   packed = np.concatenate([value.reshape(-1) for value in small.values()])

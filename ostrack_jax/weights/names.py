@@ -19,6 +19,8 @@ PATCH_SIZE = 16
 # The names of the official code, which has them switched off.
 IDENTITY_EMBEDDINGS = ("template_segment_pos_embed", "search_segment_pos_embed")
 RELATIVE_POSITIONS = "relative_position_bias_table"
+# Official files carry them beside each such table; ours are the same, and computed.
+_NUMBERS_OF_OFFSETS = ".attn.relative_position_index"
 _PRETRAINED_TOKENS = 14 * 14 + 1
 _AXES_FROM_TORCH = {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0)}
 _AXES_TO_TORCH = {"same": None, "linear": (1, 0), "conv": (3, 2, 0, 1)}
@@ -87,8 +89,6 @@ def _backbone(dimensions: Dimensions) -> list[Entry]:
   }
   if dimensions.identity_embeddings:
     tables |= dict.fromkeys(IDENTITY_EMBEDDINGS, (1, 1, width))
-  if dimensions.bias_heads:
-    tables[RELATIVE_POSITIONS] = (dimensions.bias_heads, fusion_names.count_offsets(grids, grids))
   for name, shape in tables.items():
     entries.append(Entry(f"backbone.{name}", shape, (*root, name), "same"))
   entries += entries_lib.conv(
@@ -97,6 +97,10 @@ def _backbone(dimensions: Dimensions) -> list[Entry]:
   for index in range(dimensions.depth):
     block, path = f"backbone.blocks.{index}", (*root, f"blocks_{index}")
     entries += entries_lib.affine(f"{block}.norm1", (*path, "norm1"), width)
+    if dimensions.bias_heads:
+      shape = (dimensions.bias_heads, fusion_names.count_offsets(grids, grids))
+      name = f"{block}.attn.{RELATIVE_POSITIONS}"
+      entries.append(Entry(name, shape, (*path, "attn", RELATIVE_POSITIONS), "same"))
     entries += entries_lib.linear(f"{block}.attn.qkv", (*path, "attn", "qkv"), width, 3 * width)
     entries += entries_lib.linear(f"{block}.attn.proj", (*path, "attn", "proj"), width, width)
     entries += entries_lib.affine(f"{block}.norm2", (*path, "norm2"), width)
@@ -142,7 +146,7 @@ def torch_dimensions(state: Mapping[str, np.ndarray], source: str) -> Dimensions
   depth = count_blocks(state, "backbone.blocks.")
   template, search = sizes
   identity = any(f"backbone.{name}" in state for name in IDENTITY_EMBEDDINGS)
-  offsets = f"backbone.{RELATIVE_POSITIONS}"
+  offsets = f"backbone.blocks.0.attn.{RELATIVE_POSITIONS}"
   heads = shape(offsets, 2)[0] if offsets in state else 0
   return Dimensions(
     width, depth, channels, template, search, relation, layers, head, identity, heads
@@ -188,7 +192,8 @@ def variables_from_torch(
       f"{source} lacks the tensor {missing[0].name!r} of shape {missing[0].shape}"
       f"{_and_more(len(missing))}"
     )
-  unexpected = sorted(set(state) - {entry.name for entry in entries})
+  known = {entry.name for entry in entries}
+  unexpected = sorted(name for name in set(state) - known if not name.endswith(_NUMBERS_OF_OFFSETS))
   if unexpected:
     raise ValueError(
       f"{source} has the tensor {unexpected[0]!r} of shape {state[unexpected[0]].shape}, which "

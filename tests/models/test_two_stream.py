@@ -13,10 +13,10 @@ import pytest
 from ostrack_jax import convert, loading
 from ostrack_jax.description import describe
 from ostrack_jax.initial_weights import read_initial_weights
-from ostrack_jax.models import relative_positions, stark
-from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.models import head, relative_positions, stark
+from ostrack_jax.models.ostrack import OSTrack, normalise_images
 from ostrack_jax.sharding import batch_sharding, make_mesh, replicated
-from ostrack_jax.tracking import tracker, weights
+from ostrack_jax.tracking import cutting, motion, tracker, weights
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.lanes import LaneTracker
 from ostrack_jax.training import cost, run_summary
@@ -279,12 +279,31 @@ def test_tracking_computes_the_template_once_and_lanes_agree(relation, monkeypat
   (result,) = lanes.track([[sequence]])
   np.testing.assert_allclose(result.boxes_xywh[1], found[0], atol=1e-3)
   # The network itself, on the crops that it was given.
-  prepared = weights.prepare(checkpoint.model, checkpoint.variables)
-  assert {path[1] if path[0] == "params" else path[0] for path in prepared.arrays} == {
-    "backbone",
-    "fusion",
-    "head",
-  }
+  model = checkpoint.model
+  template, _, box, size = cutting.cut_template(frames[0], (20, 15, 24, 20), 32, 2.0)
+  search, resize_factor = cutting.cut_search(frames[1], box, 64, 4.0, size)
+  output = jax.jit(model.apply)(
+    checkpoint.variables, *(normalise_images(x[None]) for x in (template, search))
+  )
+  cell = np.asarray(output.boxes_near(head.hann_window(model.search_grid)))[0]
+  expected = motion.next_box(cell, box, resize_factor, 64, *size)
+  np.testing.assert_allclose(found[0], expected, atol=1e-3)
+
+
+def test_weights_for_tracking_keep_what_is_computed_in_float32():
+  checkpoint = _checkpoint("swintrack")
+  prepared = weights.prepare(checkpoint.model.clone(dtype="bfloat16"), checkpoint.variables)
+  types = {path[1:]: str(array.dtype) for path, array in prepared.arrays.items()}
+  positions = ("fusion", "encoder_positions", "x_untied_pos_enc", "pos_q_linear", "kernel")
+  assert types[positions] == "float32"
+  assert types["fusion", "encoder_0", "qkv", "kernel"] == "bfloat16"
+
+
+def test_a_start_of_another_size_leaves_what_knows_the_size_random(tmp_path):
+  loading.write_folder(_checkpoint("swintrack"), tmp_path / "folder")
+  larger = _model("swintrack", search_size=96)
+  start = read_initial_weights(tmp_path / "folder", larger, init_variables(larger, 1))
+  assert "left random: swintrack and head" in start.summary
 
 
 def test_multiply_adds_are_those_of_the_products_in_the_program():
@@ -326,8 +345,9 @@ def _products(jaxpr) -> int:
   [
     (dict(relation="siamese"), "relation 'siamese' is unknown; choose one of one_stream, stark"),
     (dict(elimination_layers=(0,), keep_ratios=(0.7,)), "has no candidates to eliminate"),
-    (dict(relation_layers=0), "relation_layers 0 must be positive"),
-    (dict(relation="one_stream"), "relation_layers 1 must be positive, and None with"),
+    (dict(relation_layers=0), "relation_layers 0 must be a positive whole number"),
+    (dict(relation_layers=1.5), "relation_layers 1.5 must be a positive whole number"),
+    (dict(relation="one_stream"), "relation_layers 1 must be .*, and None with"),
     (dict(width=60), "width 60 is not divisible by swintrack's 8 heads"),
   ],
 )

@@ -131,6 +131,10 @@ def test_frames_are_on_their_way_to_a_device_that_cuts_unless_they_are_live(mask
     if tracked.index == 0:
       with pytest.raises(RuntimeError, match="on their way already; name the object in boxes_by"):
         tracker.add(tracked.image, _BOXES[2])
+      with pytest.raises(RuntimeError, match="on their way already"):
+        tracker.update(tracked.image)
+      with pytest.raises(RuntimeError, match="on their way already"):
+        next(tracker.track(images, {}))
     if tracked.index == 1:
       tracker.remove(1)
     assert sorted(tracked.results) == ([0, 1] if tracked.index < 2 else [0])
@@ -142,6 +146,10 @@ def test_frames_are_on_their_way_to_a_device_that_cuts_unless_they_are_live(mask
     if tracked.index == 1:
       assert tracker.add(tracked.image, _BOXES[1]) == 3
   assert tracker.objects == (0, 2, 3)
+  # The device is ahead of what was told, so whoever leaves now has no track to go on with.
+  for _ in tracker.track(images, {}):
+    break
+  assert tracker.objects == () and tracker.update(images[0]) == {}
 
 
 def test_an_error_comes_after_the_results_before_it(masked, images, make_frame):
