@@ -12,7 +12,7 @@ import numpy as np
 
 from ostrack_jax.models import candidates, head
 from ostrack_jax.tracking import confidence, cutting, device_crop, engine, motion
-from ostrack_jax.tracking.result import TrackResult, result_of
+from ostrack_jax.tracking.result import TrackedObjects, TrackResult, result_of
 from ostrack_jax.tracking.tracker import (
   advance,
   locate,
@@ -28,27 +28,11 @@ _FRAMES_ON_THEIR_WAY = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackedObjects:
-  """A frame and where the objects are in it.
-
-  Attributes:
-    index: of the frame, from 0.
-    image: [H, W, 3] RGB uint8, as read.
-    results: by object; one that starts in this frame has the given box, and NaN for a score.
-    seconds: spent on it in the tracker: not in reading it, nor while frames were on their way.
-  """
-
-  index: int
-  image: np.ndarray
-  results: dict[int, TrackResult]
-  seconds: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Step:
   """A frame that was handed to the network.
 
-  found: [max_objects, 5 or 6] boxes, scores and, with a calibrator, confidences; perhaps not yet computed; None without objects.
+  found: [max_objects, 5 or 6] boxes, scores and, with a calibrator, confidences, perhaps not yet computed;
+    None without objects.
   started: the objects that start here.
   """
 

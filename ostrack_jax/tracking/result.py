@@ -28,6 +28,23 @@ class TrackResult:
   visible: bool | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackedObjects:
+  """A frame and where the objects are in it.
+
+  Attributes:
+    index: of the frame, from 0.
+    image: [H, W, 3] RGB uint8, as read.
+    results: by object; one that starts in this frame has the given box, and NaN for a score.
+    seconds: spent on it in the tracker: not in reading it, nor while frames were on their way.
+  """
+
+  index: int
+  image: np.ndarray
+  results: dict[int, TrackResult]
+  seconds: float
+
+
 def result_of(
   box_xywh: np.ndarray,
   score: float,
