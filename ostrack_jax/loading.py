@@ -13,7 +13,9 @@ import numpy as np
 
 from ostrack_jax import description as description_lib
 from ostrack_jax import weight_files
+from ostrack_jax.evaluation import run_folder
 from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking import confidence
 from ostrack_jax.training import checkpoint as checkpoint_lib
 from ostrack_jax.weight_files import FileOptions
 from ostrack_jax.weights import names
@@ -32,11 +34,13 @@ class Checkpoint:
       that the network does not use.
     description: what description.json says: model fields, tracker factors, source, and whether the
       head is trained (`complete`).
+    calibrator: of its confidence; None where it was not calibrated.
   """
 
   model: OSTrack
   variables: dict[str, Any]
   description: dict[str, Any]
+  calibrator: confidence.Calibrator | None = None
 
 
 def load(
@@ -59,6 +63,9 @@ def load(
     keep_ratios, elimination_layers: in place of the checkpoint's, see change_elimination. As with dtype,
       the description stays the checkpoint's own.
 
+  A calibrator that lies in the folder comes along. One that was fitted for other weights, or for another
+  elimination, is left aside with a warning.
+
   Raises:
     FileNotFoundError: there is nothing at the path.
     ValueError: what is there is not a checkpoint, or does not fit the other arguments; says what to do.
@@ -67,7 +74,21 @@ def load(
   model = change_elimination(checkpoint.model, keep_ratios, elimination_layers)
   if dtype is not None:
     model = model.clone(dtype=dtype)
-  return dataclasses.replace(checkpoint, model=model)
+  checkpoint = dataclasses.replace(checkpoint, model=model)
+  if checkpoint.calibrator is None:
+    return checkpoint
+  calibrator = confidence.kept(checkpoint.calibrator, calibration_subject(checkpoint))
+  return dataclasses.replace(checkpoint, calibrator=calibrator)
+
+
+def calibration_subject(checkpoint: Checkpoint) -> dict[str, Any]:
+  """Return what of a checkpoint a calibrator is fitted for; any change of it makes the calibrator stale."""
+  model = checkpoint.model
+  return {
+    "digest": run_folder.checkpoint_digest(checkpoint.variables, checkpoint.description),
+    "elimination": [list(model.elimination_layers), list(model.keep_ratios)],
+    "features": list(confidence.feature_signs(model)),
+  }
 
 
 def change_elimination(
@@ -187,7 +208,9 @@ def _load_folder(path: pathlib.Path, num_heads: int | None, step: int | None = N
       f"{path} has a {description_lib.FILE_NAME} but neither {_VARIABLES}/ nor checkpoints/"
     )
   names.check_variables(variables, model, str(path))
-  return Checkpoint(model, variables, description)
+  file = path / confidence.FILE_NAME
+  calibrator = confidence.read(file) if file.is_file() else None
+  return Checkpoint(model, variables, description, calibrator)
 
 
 def _best_step(workdir: pathlib.Path) -> int | None:
@@ -218,7 +241,7 @@ def check_output(folder: str | os.PathLike, overwrite: bool) -> None:
   content = {entry.name for entry in folder.iterdir()}
   if content and not overwrite:
     raise FileExistsError(f"{folder} is not empty; give another folder, or pass --overwrite")
-  foreign = sorted(content - {description_lib.FILE_NAME, _VARIABLES})
+  foreign = sorted(content - {description_lib.FILE_NAME, _VARIABLES, confidence.FILE_NAME})
   if foreign:
     raise FileExistsError(
       f"{folder} holds {foreign[0]!r} besides a converted checkpoint and is not overwritten"
@@ -228,7 +251,7 @@ def check_output(folder: str | os.PathLike, overwrite: bool) -> None:
 def write_folder(
   checkpoint: Checkpoint, folder: str | os.PathLike, overwrite: bool = False
 ) -> None:
-  """Write a checkpoint as a converted folder, which appears only when it is complete.
+  """Write a checkpoint, with its calibrator, as a converted folder, which appears only when it is complete.
 
   Raises FileExistsError as check_output does.
   """
@@ -242,6 +265,8 @@ def write_folder(
     checkpoint_lib.save_variables(temporary / _VARIABLES, checkpoint.variables)
     text = json.dumps(checkpoint.description, indent=2)
     (temporary / description_lib.FILE_NAME).write_text(text + "\n")
+    if checkpoint.calibrator is not None:
+      (temporary / confidence.FILE_NAME).write_text(checkpoint.calibrator.to_json())
     if folder.exists():
       folder.rename(replaced)
     temporary.rename(folder)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = {"train", "convert", "track", "visualize", "evaluate", "compare", "pack"}
+COMMANDS = {"train", "convert", "track", "visualize", "evaluate", "compare", "pack", "calibrate"}
 # A room and the project modules it may import; its own always.
 ALLOWED = {
   "ostrack_jax.boxes": set(),
@@ -59,6 +59,7 @@ NUMPY_ONLY = {
   "ostrack_jax.evaluation.measures": {"numpy"},
   "ostrack_jax.evaluation.curves": {"numpy"},
   "ostrack_jax.evaluation.box_errors": {"numpy"},
+  "ostrack_jax.evaluation.calibration": {"numpy", "scipy"},
   "ostrack_jax.evaluation.plots": {"numpy", "matplotlib"},
   "configs": {"ml_collections"},
 }

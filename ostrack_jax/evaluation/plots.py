@@ -95,6 +95,45 @@ def plot_precision(curves: Mapping[str, np.ndarray], path: pathlib.Path, rule: s
   )
 
 
+def plot_roc(
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray, float]], title: str, path: pathlib.Path
+) -> None:
+  """Plot label to (false positive shares, true positive shares, area under the curve); write a PNG."""
+  figure = _figure(5.0, 4.5)
+  axes = figure.add_subplot()
+  for label, (false, true, area) in curves.items():
+    axes.plot(false, true, linewidth=2, label=f"{label} [{area:.3f}]")
+  axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--")
+  axes.set_xlim(0, 1)
+  axes.set_ylim(0, 1.02)
+  _style(axes, title, "share of negatives above", "share of positives above")
+  axes.legend(loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+  _save(figure, path)
+
+
+def plot_reliability(
+  bins: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]],
+  title: str,
+  path: pathlib.Path,
+) -> None:
+  """Plot label to (mean confidence, accuracy, samples) of bins and the expected calibration error; write a PNG.
+
+  The area of a dot is its bin's share of the samples.
+  """
+  figure = _figure(5.0, 4.5)
+  axes = figure.add_subplot()
+  axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--")
+  for label, (confidence, accuracy, counts, error) in bins.items():
+    (line,) = axes.plot(confidence, accuracy, linewidth=1.2, label=f"{label} [{error:.3f}]")
+    share = counts / counts.sum()
+    axes.scatter(confidence, accuracy, s=12 + 400 * share, color=line.get_color(), alpha=0.6)
+  axes.set_xlim(-0.02, 1.02)
+  axes.set_ylim(-0.02, 1.02)
+  _style(axes, title, "confidence", "share of boxes on the target")
+  axes.legend(loc="upper left", frameon=True, framealpha=0.9, fontsize=9)
+  _save(figure, path)
+
+
 def _read_scalars(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
   series: dict[str, list[tuple[float, float]]] = {}
   lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ostrack_jax.evaluation.box_errors import usable_boxes
+from ostrack_jax.tracking.frames import read_image
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
@@ -47,3 +50,34 @@ def first_box_only(
   return Video(
     name=name, frames=frames, boxes_xywh=boxes_xywh, attributes=attributes, is_annotated=False
   )
+
+
+class ImageFiles:
+  """Image files as frames [H, W, 3] RGB uint8, decoded on access."""
+
+  def __init__(self, paths: tuple[pathlib.Path, ...]):
+    self._paths = paths
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, frame: int) -> np.ndarray:
+    return read_image(self._paths[frame])
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedVideo:
+  """A video whose frames can be asked for; boxes_xywh [n, 4] pixels, visible [n] bool."""
+
+  name: str
+  frames: ImageFiles
+  boxes_xywh: np.ndarray
+  visible: np.ndarray
+
+
+def annotated(video: Video) -> AnnotatedVideo:
+  """Return a video to look into; the target counts as visible where it has a box and nothing says otherwise."""
+  visible = usable_boxes(video.boxes_xywh)
+  if video.visible is not None:
+    visible = visible & video.visible
+  return AnnotatedVideo(video.name, ImageFiles(video.frames), video.boxes_xywh, visible)

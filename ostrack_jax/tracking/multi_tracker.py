@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ostrack_jax.models import candidates, head
-from ostrack_jax.tracking import cutting, device_crop, engine, motion
+from ostrack_jax.tracking import confidence, cutting, device_crop, engine, motion
+from ostrack_jax.tracking.result import TrackedObjects, TrackResult, result_of
 from ostrack_jax.tracking.tracker import (
-  TrackResult,
   advance,
   locate,
   remember,
@@ -28,27 +28,11 @@ _FRAMES_ON_THEIR_WAY = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackedObjects:
-  """A frame and where the objects are in it.
-
-  Attributes:
-    index: of the frame, from 0.
-    image: [H, W, 3] RGB uint8, as read.
-    results: by object; one that starts in this frame has the given box, and NaN for a score.
-    seconds: spent on it in the tracker: not in reading it, nor while frames were on their way.
-  """
-
-  index: int
-  image: np.ndarray
-  results: dict[int, TrackResult]
-  seconds: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Step:
   """A frame that was handed to the network.
 
-  found: [max_objects, 5] boxes and scores, perhaps not yet computed; None without objects.
+  found: [max_objects, 5 or 6] boxes, scores and, with a calibrator, confidences, perhaps not yet computed;
+    None without objects.
   started: the objects that start here.
   """
 
@@ -96,6 +80,9 @@ class MultiTracker:
     self._device = next(iter(jnp.zeros(()).devices()))
     self._weights = jax.device_put(prepare(self.model, checkpoint.variables), self._device)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), self._device)
+    self.calibrator, self._weighing = confidence.on_device(
+      checkpoint, self.search_factor, self.template_factor, self._device
+    )
     search_size, template_size = self.model.search_size, self.model.template_size
     self._search = np.zeros((max_objects, search_size, search_size, 3), np.uint8)
     self._template = np.zeros((max_objects, template_size, template_size, 3), np.uint8)
@@ -184,7 +171,7 @@ class MultiTracker:
     return self._results(self._lanes, self._find(frame))
 
   def _find(self, frame) -> np.ndarray | jax.Array | None:
-    """Hand a frame to the network; return [max_objects, 5] boxes and scores, or None without objects."""
+    """Hand a frame to the network; return what _Step calls found."""
     if not self._lanes:
       return None
     frame = cutting.checked_frame(frame, self._frame_size)
@@ -215,6 +202,7 @@ class MultiTracker:
       side,
       self._boxes_xywh,
       self._size_on_device,
+      self._weighing,
     )
     return found
 
@@ -228,13 +216,13 @@ class MultiTracker:
         frame, boxes_xywh[lane], self.model.search_size, self.search_factor, self._frame_size
       )
     search = jax.device_put(self._search, self._device)
-    found, scores = jax.device_get(
-      locate(self.model, self._weights, template, search, self._window, mask)
+    found, *said = jax.device_get(
+      locate(self.model, self._weights, template, search, self._window, mask, self._weighing)
     )
     boxes_xywh[taken] = motion.next_box(
       found[taken], boxes_xywh[taken], factors[taken], self.model.search_size, *self._frame_size
     )
-    return np.concatenate([boxes_xywh, scores[:, None]], axis=1)
+    return np.concatenate([boxes_xywh, *(values[:, None] for values in said)], axis=1)
 
   def _results(self, lanes: Mapping[int, int], found) -> dict[int, TrackResult]:
     """Wait for what _find returned, and say it of every object that is still followed."""
@@ -250,7 +238,8 @@ class MultiTracker:
           f"object {number}: the network found no box, but {found[lane, :4].tolist()}; are the "
           "checkpoint's weights finite?"
         )
-      results[number] = TrackResult(box_xywh=found[lane, :4].copy(), score=float(found[lane, 4]))
+      box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
+      results[number] = result_of(box, score, sure, self.calibrator)
     return results
 
   def track(

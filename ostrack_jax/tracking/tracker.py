@@ -13,7 +13,7 @@ import numpy as np
 from ostrack_jax import boxes, crop
 from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
-from ostrack_jax.tracking import device_crop, motion
+from ostrack_jax.tracking import confidence, device_crop, motion
 from ostrack_jax.tracking.cutting import (
   MARGIN_PX,
   checked_box,
@@ -21,27 +21,8 @@ from ostrack_jax.tracking.cutting import (
   cut_search,
   cut_template,
 )
+from ostrack_jax.tracking.result import TrackResult, result_of
 from ostrack_jax.tracking.weights import TrackableCheckpoint, TrackingWeights, prepare
-
-
-@dataclasses.dataclass(frozen=True)
-class TrackResult:
-  """Where the target is.
-
-  Attributes:
-    box_xywh: [4] float64 pixels of the frame, never smaller than 10 x 10.
-    score: maximum of the raw score map, before the window, in (0, 1). It says how sure the network
-      is of some target in the search region; it need not fall when the target is gone. NaN from a head
-      that has no score (`mlp`).
-    confidence: calibrated probability that the target is in the box; None without a calibrator, never
-      a made-up number.
-    visible: whether that is enough to call the target seen; None without a calibrator.
-  """
-
-  box_xywh: np.ndarray
-  score: float
-  confidence: float | None = None
-  visible: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,29 +58,44 @@ def remember(model: OSTrack, weights: TrackingWeights, template):
   return _encode_template(model, weights, template) if model.is_two_stream else template
 
 
-def _locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask):
+def forward(
+  model: OSTrack,
+  weights: TrackingWeights,
+  template,
+  search,
+  template_mask=None,
+  attention_layers: tuple[int, ...] = (),
+) -> OSTrackOutput:
+  """Return what the network says; for use under jit. Arguments as for locate and the model."""
   variables = weights.unpack()
   head_folded = variables.pop("head", None)
   if model.is_two_stream:
     images, encoded = None, template
   else:
     images, encoded = normalise_images(template), None
-  output = cast(
+  return cast(
     OSTrackOutput,
     model.apply(
       variables,
       images,
       normalise_images(search),
       template_mask=template_mask,
+      attention_layers=attention_layers,
       head_folded=head_folded,
       encoded_template=encoded,
     ),
   )
-  return output.boxes_near(window), output.scores
+
+
+def _locate(model: OSTrack, weights, template, search, window, template_mask, weighing):
+  layers = () if weighing is None else confidence.attended_layers(model)
+  output = forward(model, weights, template, search, template_mask, layers)
+  found = output.boxes_near(window), output.scores
+  return found if weighing is None else (*found, weighing.confidence(output, window))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def locate(model: OSTrack, weights: TrackingWeights, template, search, window, template_mask=None):
+def locate(model: OSTrack, weights, template, search, window, template_mask=None, weighing=None):
   """Find the target in a search crop. Compiled once for all equal models.
 
   Args:
@@ -109,19 +105,20 @@ def locate(model: OSTrack, weights: TrackingWeights, template, search, window, t
     search: [b, S, S, 3] uint8.
     window: [F, F] weights of the score map, head.hann_window(F).
     template_mask: [b, Nz] bool, for template_tokens `ground_truth_box`.
+    weighing: a confidence.Weighing of the checkpoint's calibrator, if there is one.
 
   Returns:
-    (OSTrackOutput's boxes_near the window, [b, 4] cxcywh in the unit square of the crop; its scores [b]),
-    float32, in the host's memory: a fetch that starts only then takes as long as a
-    third of the network.
+    (OSTrackOutput's boxes_near the window, [b, 4] cxcywh in the unit square of the crop; its scores [b];
+    and with weighing, but not without, confidences [b]), float32, in the host's memory: a fetch that
+    starts only then takes as long as a third of the network.
   """
-  found = _locate(model, weights, template, search, window, template_mask)
+  found = _locate(model, weights, template, search, window, template_mask, weighing)
   return jax.device_put(found, jax.memory.Space.Host)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def advance(
-  model: OSTrack, weights, template, template_mask, window, search, side, box_xywh, frame_size
+  model, weights, template, template_mask, window, search, side, box_xywh, frame_size, weighing=None
 ):
   """Find targets in crops of one frame, and where they are in the frame.
 
@@ -131,12 +128,13 @@ def advance(
     Others as for locate.
 
   Returns:
-    [b, 4] float32 the next boxes; and [b, 5], the same and the scores, in the host's memory.
+    [b, 4] float32 the next boxes; and [b, 5], the same and the scores, with weighing [b, 6], with the
+    confidences, in the host's memory.
   """
-  found, score = _locate(model, weights, template, search, window, template_mask)
+  found, *said = _locate(model, weights, template, search, window, template_mask, weighing)
   moved = motion.moved(found, box_xywh, side[:, None])
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
-  told = jnp.concatenate([box, score[:, None]], axis=1)
+  told = jnp.concatenate([box, *(values[:, None] for values in said)], axis=1)
   return box, jax.device_put(told, jax.memory.Space.Host)
 
 
@@ -201,6 +199,9 @@ class Tracker:
     self._device = next(iter(jnp.zeros(()).devices()))
     self._weights = jax.device_put(prepare(self.model, checkpoint.variables), self._device)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), self._device)
+    self.calibrator, self._weighing = confidence.on_device(
+      checkpoint, self.search_factor, self.template_factor, self._device
+    )
     self._state: TrackState | None = None
 
   def init(self, frame, box_xywh) -> None:
@@ -238,7 +239,7 @@ class Tracker:
     search, resize_factor = cut_search(
       frame, state.box_xywh, self.model.search_size, self.search_factor, state.frame_size
     )
-    found, score = jax.device_get(
+    found, score, *sure = jax.device_get(
       locate(
         self.model,
         self._weights,
@@ -246,13 +247,14 @@ class Tracker:
         search[None],
         self._window,
         state.template_mask,
+        self._weighing,
       )
     )
     box = motion.next_box(
       found[0], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
     )
     self._state = dataclasses.replace(state, box_xywh=box)
-    return TrackResult(box_xywh=box.copy(), score=float(score[0]))
+    return result_of(box, score[0], [one[0] for one in sure], self.calibrator)
 
   def follow(self, frames: Iterable[np.ndarray], ahead: int = 4) -> Generator[TrackResult]:
     """Find the target in one frame after another, with the next ones on their way to the device.
@@ -300,6 +302,7 @@ class Tracker:
           side,
           box,
           size,
+          self._weighing,
         )
         pending.append(found)
       while pending and (frame is None or len(pending) > ahead):
@@ -307,7 +310,7 @@ class Tracker:
         if self._state is not last:
           raise RuntimeError("the track was changed while it was followed; follow it anew")
         self._state = last = dataclasses.replace(state, box_xywh=found[:4])
-        yield TrackResult(box_xywh=found[:4].copy(), score=float(found[4]))
+        yield result_of(found[:4], found[4], found[5:], self.calibrator)
         if pending:
           # Raises where no next search region could be cut around it.
           crop.crop_window(found[:4], self.search_factor)

@@ -1,0 +1,161 @@
+"""Fit a logistic regression to evidence, and measure how far its probabilities and order can be believed."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+_BINS = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+  """A logistic regression: log odds are bias + the sum of weights * (values - mean) / scale."""
+
+  mean: np.ndarray
+  scale: np.ndarray
+  weights: np.ndarray
+  bias: float
+
+  def log_odds(self, values: np.ndarray) -> np.ndarray:
+    """Return [n] log odds of values [n, k]."""
+    return (values - self.mean) / self.scale @ self.weights + self.bias
+
+
+def fit_logistic(
+  values: np.ndarray,
+  labels: np.ndarray,
+  l2: float,
+  signs: Sequence[int] | None = None,
+  targets: np.ndarray | None = None,
+) -> Fit:
+  """Minimise the mean log loss plus l2 / 2 times the squared length of the standardised weights.
+
+  Args:
+    values: [n, k]; labels: [n] bool.
+    l2: the bias is not counted.
+    signs: 1 or -1 for a weight that must not have the other sign, 0 for one that may; None for all free.
+    targets: [n] probabilities to fit in place of the labels.
+
+  Raises:
+    ValueError: there is only one label, or the optimiser finds no minimum.
+  """
+  values, labels = np.asarray(values, np.float64), np.asarray(labels, bool)
+  if labels.all() or not labels.any():
+    raise ValueError(
+      f"all {len(labels)} samples are {'positive' if labels.any() else 'negative'}; a fit needs both: "
+      "take more videos"
+    )
+  mean, scale = values.mean(axis=0), values.std(axis=0)
+  scale = np.where(scale > 1e-9, scale, 1.0)
+  standard = np.column_stack([(values - mean) / scale, np.ones(len(values))])
+  wanted = labels.astype(np.float64) if targets is None else targets
+
+  def loss(weights):
+    odds = standard @ weights
+    slope = scipy.special.expit(odds) - wanted
+    mean_loss = np.mean(np.logaddexp(0, odds) - wanted * odds)
+    penalty = l2 * np.append(weights[:-1], 0)
+    return mean_loss + 0.5 * penalty @ weights, standard.T @ slope / len(values) + penalty
+
+  limits = {1: (0, None), -1: (None, 0), 0: (None, None)}
+  bounds = [limits[sign] for sign in (*(signs or [0] * values.shape[1]), 0)]
+  options = {"maxiter": 10_000, "ftol": 1e-14, "gtol": 1e-9}
+  start = np.zeros(standard.shape[1])
+  found = scipy.optimize.minimize(
+    loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+  )
+  if not np.isfinite(found.x).all() or found.nit >= options["maxiter"]:
+    raise ValueError(f"the calibrator did not settle: {found.message}; is the evidence finite?")
+  return Fit(mean=mean, scale=scale, weights=found.x[:-1], bias=float(found.x[-1]))
+
+
+def scale_odds(fit: Fit, values: np.ndarray, labels: np.ndarray) -> Fit:
+  """Return the fit with its log odds stretched and moved to be calibrated on these samples.
+
+  Platt 1999: two numbers, fitted to (n+ + 1) / (n+ + 2) for positives and 1 / (n- + 2) for negatives, which
+  keeps odds finite where samples are told apart without a mistake. The order of samples stays. It mends odds
+  that are off by a factor and a shift, and no other shape.
+  """
+  odds = fit.log_odds(values)[:, None]
+  positives = int(np.sum(labels))
+  targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+  platt = fit_logistic(odds, labels, l2=0.0, signs=[1], targets=targets)
+  stretch = float(platt.weights[0] / platt.scale[0])
+  shift = platt.bias - stretch * float(platt.mean[0])
+  return dataclasses.replace(fit, weights=fit.weights * stretch, bias=fit.bias * stretch + shift)
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+  """Return the chance that a positive scores above a negative, ties counting half; NaN without both."""
+  labels = np.asarray(labels, bool)
+  positives, negatives = int(labels.sum()), int((~labels).sum())
+  if not positives or not negatives:
+    return float("nan")
+  _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+  # Of equal scores each has the mean of their ranks.
+  ranks = (np.cumsum(counts) - 0.5 * (counts - 1))[places]
+  above = ranks[labels].sum() - positives * (positives + 1) / 2
+  return float(above / (positives * negatives))
+
+
+def roc(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Return the shares of negatives and of positives at or above each score, from none to all."""
+  labels = np.asarray(labels, bool)
+  order = np.argsort(-np.asarray(scores), kind="stable")
+  scores, labels = np.asarray(scores)[order], labels[order]
+  # Equal scores are passed at once.
+  last = np.append(np.diff(scores) != 0, True)
+  shares = (np.cumsum(group)[last] / max(group.sum(), 1) for group in (~labels, labels))
+  false, true = (np.concatenate([[0.0], share]) for share in shares)
+  return false, true
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reliability:
+  """Samples by their confidence, in bins of equal width from 0 to 1; those that are empty left out.
+
+  Attributes:
+    confidence, accuracy: [m] mean confidence and share of positives in each bin.
+    counts: [m] samples.
+  """
+
+  confidence: np.ndarray
+  accuracy: np.ndarray
+  counts: np.ndarray
+
+  @property
+  def error(self) -> float:
+    """Expected calibration error: mean over samples of |accuracy - confidence| of their bin."""
+    return float(np.average(np.abs(self.accuracy - self.confidence), weights=self.counts))
+
+
+def reliability(confidences: np.ndarray, labels: np.ndarray, bins: int = _BINS) -> Reliability:
+  """Sort samples into bins, as Guo et al. 2017 do: 15 of equal width, (a, b] but for the first.
+
+  Args:
+    confidences: [n] from 0 to 1, n at least 1. labels: [n] bool.
+  """
+  confidences, labels = np.asarray(confidences, np.float64), np.asarray(labels, np.float64)
+  places = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+  counts = np.bincount(places, minlength=bins)
+  held = counts > 0
+  sums = (np.bincount(places, weights=each, minlength=bins) for each in (confidences, labels))
+  confidence, accuracy = (each[held] / counts[held] for each in sums)
+  return Reliability(confidence=confidence, accuracy=accuracy, counts=counts[held])
+
+
+def threshold_at(confidences: np.ndarray, labels: np.ndarray, false_alarm_rate: float) -> float:
+  """Return the lowest threshold above which at most this share of the negatives lies.
+
+  Raises:
+    ValueError: the rate lies outside [0, 1), or there is no negative.
+  """
+  if not 0 <= false_alarm_rate < 1:
+    raise ValueError(f"a false-alarm rate of {false_alarm_rate} must lie between 0 and 1")
+  negatives = np.sort(np.asarray(confidences)[~np.asarray(labels, bool)])[::-1]
+  if not len(negatives):
+    raise ValueError("there is no negative sample to choose a threshold by; take more videos")
+  return float(negatives[int(false_alarm_rate * len(negatives))])

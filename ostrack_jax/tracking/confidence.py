@@ -1,0 +1,282 @@
+"""How sure a tracker may be: evidence read off the network's maps, and a calibrator that weighs it.
+
+The maximum of the score map alone says little: it is high on look-alikes, and its scale is the
+network's own. The evidence is computed on the device beside the box; the calibrator, a logistic
+regression fitted on annotated video (ostrack_jax/calibrate.py), makes a probability of it. Nothing
+of this is in the paper or in the official tracker.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
+
+FORMAT = "ostrack_jax/calibrator/1"
+FILE_NAME = "calibrator.json"
+# What is read off, and the sign of its weight: none can speak for a target by being worse.
+SIGNS = {
+  "peak": 1,
+  "margin": 1,
+  "spread": -1,
+  "pull": -1,
+  "jump": -1,
+  "growth": -1,
+  "similarity": 1,
+}
+_ATTENDED_SIGN = 1
+# Cells around the peak, on each side, that belong to it and are no second peak.
+_PEAK_REACH = 2
+_TINY = 1e-12
+_LEAST_ATTENTION = 1e-6
+
+
+def attended_layers(model: OSTrack) -> tuple[int, ...]:
+  """Return the blocks whose attention is evidence: those that eliminate, and the last; () if two-stream."""
+  if model.is_two_stream:
+    return ()
+  return tuple(sorted({*model.elimination_layers, model.dimensions()["depth"] - 1}))
+
+
+def feature_signs(model: OSTrack) -> dict[str, int]:
+  """Return the evidence by name, in order, and the sign that each weight may have."""
+  return SIGNS | {f"attended_{layer}": _ATTENDED_SIGN for layer in attended_layers(model)}
+
+
+def evidence(output: OSTrackOutput, window, search_factor) -> jax.Array:
+  """Return [b, k] float32, what the maps say of the box near the window; for use under jit.
+
+  In the order of feature_signs:
+  - peak: log odds of the raw score map's maximum.
+  - margin: that, less the log odds of the largest score more than two cells away from it.
+  - spread: log of how many cells share the raw score map's mass, (sum of s)^2 / sum of s^2.
+  - pull: log odds of the raw maximum, less those at the cell that the window chose; 0 where it is the
+    same cell.
+  - jump: distance of the box's centre from the previous box's (the crop's centre), in sides of a square
+    as large as the previous box.
+  - growth: |log| of the box's side, the root of its area, over the previous box's.
+  - similarity: cosine between the mean of the template's middle tokens, where the target is, and the mean
+    of the search tokens in the box, as the backbone gives them; eliminated ones count as far as none is left.
+  - attended_<block>: log of the attention that the template pays, by the tokens that rank candidates, to
+    the whole search region rather than to itself: what elimination scores sum up to.
+
+  Args:
+    output: of a model with a score map, with the attention of attended_layers.
+    window: [F, F] as for OSTrackOutput.boxes_near.
+    search_factor: the crop's side over the root of the previous box's area.
+  """
+  maps = output.score_map
+  if maps is None:
+    raise ValueError("this head has no score map, so there is no evidence to calibrate")
+  batch, grid = maps.shape[:2]
+  scores = maps[..., 0].astype(jnp.float32)
+  flat = scores.reshape(batch, grid * grid)
+  peak = jnp.argmax(flat, axis=1)
+  chosen = jnp.argmax((scores * window[None]).reshape(batch, grid * grid), axis=1)
+
+  def at(cells):
+    return _log_odds(jnp.take_along_axis(flat, cells[:, None], axis=1)[:, 0])
+
+  cells = jnp.arange(grid * grid)[None, :]
+  rows, columns = (
+    jnp.abs(place(cells, grid) - place(peak[:, None], grid))
+    for place in (jnp.floor_divide, jnp.remainder)
+  )
+  second = jnp.where(jnp.maximum(rows, columns) > _PEAK_REACH, flat, 0).max(axis=1)
+  shared = jnp.square(flat.sum(axis=1)) / (jnp.square(flat).sum(axis=1) + _TINY)
+  boxes_cxcywh = output.boxes_near(window).astype(jnp.float32)
+  jump = jnp.sqrt(jnp.square(boxes_cxcywh[:, :2] - 0.5).sum(axis=1)) * search_factor
+  area = boxes_cxcywh[:, 2] * boxes_cxcywh[:, 3] * search_factor**2
+  attended = [
+    jnp.log(rows[..., -grid * grid :].sum(axis=3).mean(axis=(1, 2)) + _LEAST_ATTENTION)
+    for rows in output.attention
+  ]
+  values = (
+    at(peak),
+    at(peak) - _log_odds(second),
+    jnp.log(shared + _TINY),
+    at(peak) - at(chosen),
+    jump,
+    0.5 * jnp.abs(jnp.log(jnp.maximum(area, _TINY))),
+    _similarity(output.features.astype(jnp.float32), boxes_cxcywh, chosen, grid),
+    *attended,
+  )
+  return jnp.stack(values, axis=1)
+
+
+def _similarity(features, boxes_cxcywh, chosen, grid: int):
+  batch = features.shape[0]
+  template, search = features[:, : -grid * grid], features[:, -grid * grid :]
+  side = math.isqrt(template.shape[1])
+  middle = slice(side // 4, side - side // 4)
+  template = template.reshape(batch, side, side, -1)[:, middle, middle].mean(axis=(1, 2))
+  centres = ((jnp.arange(grid) + 0.5) / grid)[None, :]
+  inside = [
+    jnp.abs(centres - boxes_cxcywh[:, axis, None]) < 0.5 * boxes_cxcywh[:, 2 + axis, None]
+    for axis in (0, 1)
+  ]
+  inside = (inside[1][:, :, None] & inside[0][:, None, :]).reshape(batch, grid * grid)
+  # A box smaller than a cell may hold no cell's centre.
+  inside = inside | (jnp.arange(grid * grid)[None, :] == chosen[:, None])
+  found = (search * inside[..., None]).sum(axis=1)
+  lengths = jnp.sqrt(jnp.square(template).sum(axis=1) * jnp.square(found).sum(axis=1))
+  return (template * found).sum(axis=1) / (lengths + _TINY)
+
+
+def _log_odds(scores):
+  # A model's scores are clamped to this range; a map without a second peak would give infinity.
+  scores = jnp.clip(scores, 1e-4, 1 - 1e-4)
+  return jnp.log(scores) - jnp.log1p(-scores)
+
+
+class Weighing(flax.struct.PyTreeNode):
+  """A calibrator on the device.
+
+  Attributes:
+    weights: [k] float32 of the raw evidence. bias: [] float32.
+    search_factor: [] float32, of the tracker.
+  """
+
+  weights: jax.Array | np.ndarray
+  bias: jax.Array | np.floating
+  search_factor: jax.Array | np.floating
+
+  def confidence(self, output: OSTrackOutput, window) -> jax.Array:
+    """Return [b] float32 probabilities; for use under jit."""
+    values = evidence(output, window, self.search_factor)
+    # No matrix product, which a GPU would round more.
+    return jax.nn.sigmoid((values * self.weights[None]).sum(axis=1) + self.bias)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrator:
+  """From evidence to a probability, for one checkpoint.
+
+  Attributes:
+    features: names of the evidence, in the order of feature_signs.
+    mean, scale: of each in the samples it was fitted on.
+    weights, bias: of the standardised evidence: log odds of the box being on the target.
+    threshold: the target counts as visible where the confidence is above it.
+    false_alarm_rate: share of samples without the target in the box that are above it, where fitted.
+    fitted_for: what it is good for: the checkpoint's `digest`, and of the tracker `elimination`,
+      `search_factor` and `template_factor`.
+    provenance: what it was fitted on, for people.
+  """
+
+  features: tuple[str, ...]
+  mean: tuple[float, ...]
+  scale: tuple[float, ...]
+  weights: tuple[float, ...]
+  bias: float
+  threshold: float
+  false_alarm_rate: float
+  fitted_for: Mapping[str, Any]
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in ("features", "mean", "scale", "weights"):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    numbers = [*self.mean, *self.scale, *self.weights, self.bias, self.threshold]
+    if len(numbers) != 3 * len(self.features) + 2 or not all(
+      isinstance(number, int | float) and math.isfinite(number) for number in numbers
+    ):
+      raise ValueError(
+        f"the calibrator needs {len(self.features)} finite numbers each of mean, scale and weights, a bias and a "
+        "threshold: calibrate again"
+      )
+    if min(self.scale) <= 0 or not 0 <= self.threshold <= 1:
+      raise ValueError(
+        f"the calibrator's scale {min(self.scale)} must be positive and its threshold {self.threshold} lie "
+        "between 0 and 1: calibrate again"
+      )
+
+  def weighing(self) -> Weighing:
+    """Return what the device needs, as numpy."""
+    weights = np.array(self.weights) / np.array(self.scale)
+    return Weighing(
+      weights=weights.astype(np.float32),
+      bias=np.float32(self.bias - np.dot(weights, self.mean)),
+      search_factor=np.float32(self.fitted_for["search_factor"]),
+    )
+
+  def confidence(self, values: np.ndarray) -> np.ndarray:
+    """Return [n] float64 probabilities of evidence [n, k] that is on the host."""
+    weights = np.array(self.weights) / np.array(self.scale)
+    odds = (np.asarray(values, np.float64) - np.array(self.mean)) @ weights + self.bias
+    return 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+
+  def is_visible(self, confidence: float) -> bool:
+    """Return whether a confidence is enough."""
+    return confidence > self.threshold
+
+  def difference(self, subject: Mapping[str, Any]) -> str:
+    """Say in words how what it is to be used with differs from what it was fitted for; "" for not."""
+    ours = {**self.fitted_for, "features": list(self.features)}
+    words = [
+      f"{name} {_short(ours.get(name))} became {_short(value)}"
+      for name, value in subject.items()
+      if ours.get(name) != value
+    ]
+    return ", ".join(words)
+
+  def to_json(self) -> str:
+    """Return the content of calibrator.json."""
+    return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+
+def read(path: pathlib.Path) -> Calibrator:
+  """Read a calibrator.json; ValueError naming it where it is none of this version."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+      raise ValueError(f"its format is not {FORMAT!r}: calibrate again")
+    return Calibrator(**content)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{path} is no calibrator: {error}") from error
+
+
+def on_device(
+  checkpoint: Any, search_factor: float, template_factor: float, device: jax.Device
+) -> tuple[Calibrator | None, Weighing | None]:
+  """Return a checkpoint's calibrator, and what the device needs of it, where it fits a tracker's factors.
+
+  (None, None) where there is none (a checkpoint without the attribute has none), or, with a warning,
+  where it was fitted for other factors.
+  """
+  calibrator: Calibrator | None = getattr(checkpoint, "calibrator", None)
+  if calibrator is not None:
+    subject = {
+      "search_factor": search_factor,
+      "template_factor": template_factor,
+      "features": list(feature_signs(checkpoint.model)),
+    }
+    calibrator = kept(calibrator, subject)
+  if calibrator is None:
+    return None, None
+  return calibrator, jax.device_put(calibrator.weighing(), device)
+
+
+def kept(calibrator: Calibrator, subject: Mapping[str, Any]) -> Calibrator | None:
+  """Return the calibrator where it was fitted for the subject; else None, with a warning that says why."""
+  difference = calibrator.difference(subject)
+  if not difference:
+    return calibrator
+  logging.warning(
+    "the calibrator was fitted for something else (%s) and is left aside: there is no confidence; run "
+    "python -m ostrack_jax.calibrate again",
+    difference,
+  )
+  return None
+
+
+def _short(value) -> str:
+  return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

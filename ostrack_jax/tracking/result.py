@@ -1,0 +1,64 @@
+"""What a tracker says of a frame."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ostrack_jax.tracking.confidence import Calibrator
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackResult:
+  """Where the target is.
+
+  Attributes:
+    box_xywh: [4] float64 pixels of the frame, never smaller than 10 x 10.
+    score: maximum of the raw score map, before the window, in (0, 1). It says how sure the network
+      is of some target in the search region; it need not fall when the target is gone. NaN from a head
+      that has no score (`mlp`).
+    confidence: calibrated probability that the target is in the search region and the box overlaps it by
+      more than 0.5; None without a calibrator, never a made-up number.
+    visible: whether that is above the calibrator's threshold; None without a calibrator.
+  """
+
+  box_xywh: np.ndarray
+  score: float
+  confidence: float | None = None
+  visible: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackedObjects:
+  """A frame and where the objects are in it.
+
+  Attributes:
+    index: of the frame, from 0.
+    image: [H, W, 3] RGB uint8, as read.
+    results: by object; one that starts in this frame has the given box, and NaN for a score.
+    seconds: spent on it in the tracker: not in reading it, nor while frames were on their way.
+  """
+
+  index: int
+  image: np.ndarray
+  results: dict[int, TrackResult]
+  seconds: float
+
+
+def result_of(
+  box_xywh: np.ndarray,
+  score: float,
+  confidence: Sequence[float] | np.ndarray,
+  calibrator: Calibrator | None,
+) -> TrackResult:
+  """Return the result of one target.
+
+  Args:
+    box_xywh: [4] pixels, copied.
+    confidence: one number, or none without a calibrator.
+  """
+  box_xywh = np.array(box_xywh, np.float64)
+  if calibrator is None:
+    return TrackResult(box_xywh=box_xywh, score=float(score))
+  sure = float(confidence[0])
+  return TrackResult(box_xywh, float(score), sure, calibrator.is_visible(sure))

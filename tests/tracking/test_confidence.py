@@ -1,0 +1,234 @@
+"""Evidence is what its names say, a calibrator weighs it alike everywhere, and without one there is no number."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from lane_runs import SMALL
+
+from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
+from ostrack_jax.tracking import confidence
+from ostrack_jax.tracking.confidence import Calibrator
+from ostrack_jax.tracking.multi_tracker import MultiTracker
+from ostrack_jax.tracking.tracker import Tracker, locate
+
+_BOX = (60, 40, 30, 24)
+_FEATURES = (*confidence.SIGNS, "attended_0")
+# Compiled once for all tests here.
+_evidence = jax.jit(confidence.evidence)
+
+
+def _odds(p):
+  return math.log(p / (1 - p))
+
+
+def _calibrator(**changes):
+  count = len(changes.get("features", _FEATURES))
+  values = {
+    "features": _FEATURES,
+    "mean": np.linspace(-1, 1, count).tolist(),
+    "scale": np.linspace(0.5, 2, count).tolist(),
+    # Small, so that confidences are neither 0 nor 1.
+    "weights": np.linspace(0.3, -0.2, count).tolist(),
+    "bias": -2.25,
+    "threshold": 0.5,
+    "false_alarm_rate": 0.05,
+    "fitted_for": {"digest": "d", "search_factor": 4.0, "template_factor": 2.0},
+    "provenance": {"dataset": "mine"},
+  }
+  return Calibrator(**{**values, **changes})
+
+
+@pytest.fixture
+def calibrated(make_checkpoint):
+  return _with(make_checkpoint(**SMALL), _calibrator())
+
+
+def _with(checkpoint, calibrator):
+  kind = dataclasses.make_dataclass(
+    "Calibrated", ["model", "variables", "description", "calibrator"]
+  )
+  return kind(checkpoint.model, checkpoint.variables, checkpoint.description, calibrator)
+
+
+@pytest.fixture
+def images(make_frame):
+  return [make_frame(number) for number in range(6)]
+
+
+def _output():
+  """A grid of 8 x 8 with its peak in row 4, column 2, a second one in row 1, column 7, of two images."""
+  scores = np.full((2, 8, 8, 1), 0.001, np.float32)
+  scores[0, 4, 2], scores[0, 4, 3], scores[0, 6, 4], scores[0, 1, 7] = 0.8, 0.7, 0.6, 0.4
+  scores[1, 3, 3] = 0.9
+  size = np.full((2, 8, 8, 2), 0.25, np.float32)
+  size[0, 4, 3] = 0.5, 0.125
+  offset = np.full((2, 8, 8, 2), 0.5, np.float32)
+  rng = np.random.default_rng(0)
+  attention = rng.uniform(0, 0.01, (2, 3, 2, 16 + 64)).astype(np.float32)
+  return OSTrackOutput(
+    score_map=scores,
+    size_map=size,
+    offset_map=offset,
+    boxes_cxcywh=np.zeros((2, 4), np.float32),
+    scores=scores.max(axis=(1, 2, 3)),
+    features=rng.normal(size=(2, 16 + 64, 5)).astype(np.float32),
+    removed=(),
+    attention=(attention,),
+  )
+
+
+@pytest.fixture(scope="module")
+def seen():
+  output = _output()
+  # Prefers the second column of the broad peak.
+  window = np.ones((8, 8), np.float32)
+  window[:, 2] = 0.5
+  values = _evidence(output, window, np.float32(4))
+  assert values.shape == (2, len(_FEATURES))
+  return output, dict(zip(_FEATURES, np.asarray(values).T, strict=True))
+
+
+def test_peak_and_margin_are_log_odds_of_the_first_and_of_a_second_peak_that_is_no_neighbour(seen):
+  _, values = seen
+  np.testing.assert_allclose(values["peak"], [_odds(0.8), _odds(0.9)], rtol=1e-4)
+  # 0.7 and 0.6 lie within two cells of 0.8.
+  want = [_odds(0.8) - _odds(0.4), _odds(0.9) - _odds(0.001)]
+  np.testing.assert_allclose(values["margin"], want, rtol=1e-4)
+
+
+def test_spread_counts_the_cells_that_share_the_mass(seen):
+  output, values = seen
+  maps = output.score_map.reshape(2, -1).astype(np.float64)
+  want = np.log(maps.sum(axis=1) ** 2 / (maps**2).sum(axis=1))
+  np.testing.assert_allclose(values["spread"], want, rtol=1e-4)
+
+
+def test_pull_tells_what_the_window_cost(seen):
+  _, values = seen
+  np.testing.assert_allclose(values["pull"], [_odds(0.8) - _odds(0.7), 0], atol=1e-4)
+
+
+def test_jump_and_growth_compare_the_box_with_the_previous_one(seen):
+  _, values = seen
+  # Centres (3.5, 4.5) and (3.5, 3.5) of 8 cells; the previous box is a quarter of the crop wide.
+  want = [math.hypot(3.5 / 8 - 0.5, 4.5 / 8 - 0.5) * 4, math.hypot(0.5 / 8, 0.5 / 8) * 4]
+  np.testing.assert_allclose(values["jump"], want, rtol=1e-4)
+  np.testing.assert_allclose(values["growth"], [0, 0], atol=1e-5)
+  output = _output()
+  wider = output.replace(size_map=np.full((2, 8, 8, 2), 0.125, np.float32))
+  grown = _evidence(wider, np.ones((8, 8), np.float32), np.float32(4))[:, 5]
+  np.testing.assert_allclose(grown, [math.log(2), math.log(2)], rtol=1e-4)
+
+
+def test_similarity_is_the_cosine_of_the_templates_middle_and_the_boxs_tokens(seen):
+  output, values = seen
+  template = output.features[0, :16].reshape(4, 4, 5)[1:3, 1:3].mean(axis=(0, 1))
+  # The box is 4 cells wide and 1 high about (3.5, 4.5): row 4, columns 2 to 4 (1.5 and 5.5 are its edges).
+  found = output.features[0, 16:].reshape(8, 8, 5)[4, 2:5].mean(axis=0)
+  want = template @ found / np.linalg.norm(template) / np.linalg.norm(found)
+  assert values["similarity"][0] == pytest.approx(want, abs=1e-5)
+
+
+def test_attended_is_what_the_template_gives_the_search_region(seen):
+  output, values = seen
+  want = np.log(output.attention[0][..., 16:].sum(axis=-1).mean(axis=(1, 2)) + 1e-6)
+  np.testing.assert_allclose(values["attended_0"], want, rtol=1e-4)
+
+
+def test_attention_is_taken_where_candidates_are_ranked_and_at_the_end():
+  model = OSTrack(variant="s")
+  assert confidence.attended_layers(model) == (3, 6, 9, 11)
+  assert list(confidence.feature_signs(model))[-1] == "attended_11"
+  alone = OSTrack(variant="s", relation="stark", elimination_layers=(), keep_ratios=())
+  assert confidence.feature_signs(alone) == confidence.SIGNS
+
+
+def test_the_device_weighs_as_the_host_does():
+  calibrator, window = _calibrator(), np.ones((8, 8), np.float32)
+  values = np.asarray(_evidence(_output(), window, np.float32(4)))
+  standard = (values - calibrator.mean) / calibrator.scale
+  want = 1 / (1 + np.exp(-(standard @ np.array(calibrator.weights) - 2.25)))
+  np.testing.assert_allclose(calibrator.confidence(values), want, rtol=1e-5)
+  got = jax.jit(lambda w, o: w.confidence(o, window))(calibrator.weighing(), _output())
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert 0.01 < want.min() < want.max() < 0.99
+
+
+def test_a_calibrator_comes_back_from_json(tmp_path):
+  path = tmp_path / "calibrator.json"
+  path.write_text(_calibrator().to_json())
+  assert confidence.read(path) == _calibrator()
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"format": "other"}, "format is not"),
+    ({"scale": [0.0] * len(_FEATURES)}, "scale 0.0 must be positive"),
+    ({"weights": [1.0]}, "finite numbers"),
+    ({"bias": None}, "finite numbers"),
+    ({"threshold": 1.5}, "threshold 1.5"),
+    ({"colour": 1}, "colour"),
+  ],
+)
+def test_a_damaged_file_is_named(tmp_path, change, words):
+  path = tmp_path / "calibrator.json"
+  path.write_text(json.dumps({**json.loads(_calibrator().to_json()), **change}))
+  with pytest.raises(ValueError, match=f"calibrator.json is no calibrator: .*{words}"):
+    confidence.read(path)
+
+
+def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images):
+  plain = Tracker(dataclasses.replace(calibrated, calibrator=None))
+  tracker = Tracker(calibrated)
+  tracker.init(images[0], _BOX)
+  plain.init(images[0], _BOX)
+  want = [tracker.update(image) for image in images[1:]]
+  for ours, theirs in zip(want, (plain.update(image) for image in images[1:]), strict=True):
+    assert theirs.confidence is None and theirs.visible is None
+    np.testing.assert_allclose(ours.box_xywh, theirs.box_xywh, atol=1e-3)
+    assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+  assert len({result.confidence for result in want}) > 1
+  threshold = float(np.median([result.confidence for result in want]))
+  calibrated = _with(calibrated, _calibrator(threshold=threshold))
+  follower = Tracker(calibrated)
+  follower.init(images[0], _BOX)
+  found = {"follow": list(follower.follow(images[1:]))}
+  for cut_on_device in (False, True):
+    several = MultiTracker(calibrated, max_objects=1, cut_on_device=cut_on_device)
+    several.add(images[0], _BOX)
+    found[cut_on_device] = [several.update(image)[0] for image in images[1:]]
+  for results in found.values():
+    for ours, theirs in zip(results, want, strict=True):
+      assert ours.confidence == pytest.approx(theirs.confidence, abs=1e-4)
+      assert ours.visible is (ours.confidence > threshold)
+  assert {result.visible for result in found["follow"]} == {True, False}
+  # Another calibrator is other numbers, and no other program.
+  compiled = locate._cache_size()
+  tracker = Tracker(_with(calibrated, _calibrator(bias=0.5)))
+  tracker.init(images[0], _BOX)
+  assert tracker.update(images[1]).confidence > want[0].confidence
+  assert locate._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+  ("changes", "factors"),
+  [
+    ({}, {"search_factor": 5.0}),
+    ({}, {"template_factor": 3.0}),
+    ({"features": tuple(confidence.SIGNS)}, {}),
+  ],
+)
+def test_a_calibrator_of_another_tracker_is_left_aside_with_a_warning(
+  make_checkpoint, images, caplog, changes, factors
+):
+  checkpoint = _with(make_checkpoint(**SMALL), _calibrator(**changes))
+  with caplog.at_level("WARNING"):
+    tracker = Tracker(checkpoint, **factors)
+  (name,) = factors or ["features"]
+  assert f"fitted for something else ({name} " in caplog.text
+  assert tracker.calibrator is None
