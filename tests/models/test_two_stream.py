@@ -24,6 +24,7 @@ from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.state import create_state, init_variables
 from ostrack_jax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 RELATIONS = ("stark", "swintrack")
 
 
@@ -186,7 +187,8 @@ def _batch(model: OSTrack, batch: int = 4):
 
 
 def _train(model, variables, batch, mesh, steps):
-  optimizer = optax.adamw(1e-3)
+  # Compiles in a third of the time that Adam takes.
+  optimizer = optax.sgd(3e-3)
   step = make_train_step(model, optimizer, LossWeights(), batch_norm_shards=mesh.size)
   step = jax.jit(
     step,
@@ -210,7 +212,10 @@ def test_training_reaches_every_parameter_and_devices_change_nothing(relation):
   assert losses[-1] < losses[0]
   changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, variables["params"])
   idle = [
-    path for path, change in flax.traverse_util.flatten_dict(changed).items() if change < 1e-5
+    path
+    for path, change in flax.traverse_util.flatten_dict(changed).items()
+    # What a convolution adds to all cells, the normalisation behind it takes away.
+    if change < 1e-8 and path[-2:] != ("conv", "bias")
   ]
   # The first layer's target is zero, and one query attends to itself whatever its projections say.
   first = ("fusion", "decoder_0", "self_attn", "in_proj", "kernel")

@@ -61,7 +61,7 @@ def test_nothing_works_before_init(make_checkpoint, make_frame):
 def test_frames_of_another_size_are_refused_with_both_sizes(make_checkpoint, make_frame):
   tracker = Tracker(make_checkpoint())
   tracker.init(make_frame(), _BOX)
-  message = "frame of 90 x 120 pixels follows frames of 120 x 90; resize the frames or call init"
+  message = "frame of 90 x 120 pixels follows frames of 120 x 90; resize the frames or start anew"
   with pytest.raises(ValueError, match=message):
     tracker.update(make_frame(1, 120, 90))
   np.testing.assert_array_equal(tracker.box_xywh, _BOX)

@@ -96,7 +96,7 @@ def test_stages_of_different_ratios_go_their_own_way_inside_the_buckets():
   for epoch in range(1, 121):
     counts = steps.keep_counts(epoch)
     given = steps.at_epoch(epoch)()
-    if not isinstance(given, int):
+    if not isinstance(given, int) and given.ndim:
       capacity = model.clone(keep_ratios=traced[-1]).stage_counts()
       assert tuple(given.tolist()) == counts
       assert all(kept <= held for kept, held in zip(counts, capacity))
