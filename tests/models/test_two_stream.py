@@ -188,7 +188,7 @@ def _batch(model: OSTrack, batch: int = 4):
 
 def _train(model, variables, batch, mesh, steps):
   # Compiles in a third of the time that Adam takes.
-  optimizer = optax.sgd(3e-3)
+  optimizer = optax.sgd(1e-3, momentum=0.9)
   step = make_train_step(model, optimizer, LossWeights(), batch_norm_shards=mesh.size)
   step = jax.jit(
     step,
@@ -210,12 +210,13 @@ def test_training_reaches_every_parameter_and_devices_change_nothing(relation):
   devices = jax.devices()
   state, losses = _train(model, variables, batch, make_mesh(devices[:1]), 6)
   assert losses[-1] < losses[0]
-  changed = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, variables["params"])
+  # Momentum sums up gradients, which may be too small to change a parameter visibly.
+  gradients = flax.traverse_util.flatten_dict(state.opt_state[0].trace)
   idle = [
     path
-    for path, change in flax.traverse_util.flatten_dict(changed).items()
+    for path, gradient in gradients.items()
     # What a convolution adds to all cells, the normalisation behind it takes away.
-    if change < 1e-8 and path[-2:] != ("conv", "bias")
+    if not np.abs(gradient).max() > 0 and path[-2:] != ("conv", "bias")
   ]
   # The first layer's target is zero, and one query attends to itself whatever its projections say.
   first = ("fusion", "decoder_0", "self_attn", "in_proj", "kernel")
