@@ -204,3 +204,14 @@ def restore(tokens, candidates: Candidates, num_search_tokens: int) -> jax.Array
 
   # Sample by sample: indexed by the batch as well, it would be gathered from all devices.
   return jax.vmap(scatter)(tokens, candidates.index)
+
+
+def attention_on_grid(
+  rows, candidates: Candidates, num_z: int, num_search_tokens: int
+) -> jax.Array:
+  """Put the search part of attention rows [b, h, t, Nz + n] on its cells: [b, h, t, Nz + num_search_tokens]."""
+  batch, heads, count, _ = rows.shape
+  columns = jnp.moveaxis(rows[..., num_z:], -1, 1).reshape(batch, -1, heads * count)
+  grid = restore(columns, candidates, num_search_tokens)
+  grid = jnp.moveaxis(grid.reshape(batch, num_search_tokens, heads, count), 1, -1)
+  return jnp.concatenate([rows[..., :num_z], grid], axis=-1)

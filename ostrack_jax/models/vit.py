@@ -244,14 +244,17 @@ class Backbone(nn.Module):
     self.blocks = [block(self.width, self.num_heads, self.dtype, count) for _ in range(self.depth)]
     self.norm = ResidualNorm(self.dtype)
 
-  def _survival(self, batch: int):
-    """Draw drop path: per block, for attention and MLP, [b, 1, 1] float32: 0 for samples that lose the
-    branch, else 1 / share kept. All at once, since each draw costs several kernels."""
+  def _drop_path(self, batch: int, train: bool) -> list[tuple]:
+    """Return per block what scales its attention and its MLP: [b, 1, 1] float32, 0 for samples that lose the
+    branch, else 1 / share kept; None where nothing is dropped. Drawn at once: each draw costs several kernels."""
+    if not (train and self.drop_path_rate):
+      return [(None, None)] * self.depth
     rates = self.drop_path_rate * jnp.arange(self.depth) / max(self.depth - 1, 1)
     keep = (1 - rates)[:, None, None, None, None]
     shape = (self.depth, 2, batch, 1, 1)
     survives = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
-    return jnp.where(survives, 1 / keep, 0.0).astype(jnp.float32)
+    scales = jnp.where(survives, 1 / keep, 0.0).astype(jnp.float32)
+    return [(scales[layer, 0], scales[layer, 1]) for layer in range(self.depth)]
 
   def encode(self, images, positions, *, train: bool):
     """Encode images by themselves, as two-stream trackers do.
@@ -264,11 +267,8 @@ class Backbone(nn.Module):
       [b, n, width], behind the final norm.
     """
     tokens = self.patch_embed(images) + positions.astype(self.dtype)
-    branch, survival = None, None
-    if train and self.drop_path_rate:
-      survival = self._survival(tokens.shape[0])
-    for layer, block in enumerate(self.blocks):
-      scales = (None, None) if survival is None else (survival[layer, 0], survival[layer, 1])
+    branch = None
+    for block, scales in zip(self.blocks, self._drop_path(tokens.shape[0], train)):
       tokens, branch, _ = block.attend(tokens, branch, rows=None, key_valid=None, scale=scales[0])
       if self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
@@ -299,9 +299,8 @@ class Backbone(nn.Module):
     branch = None
     offsets = self.offsets[None] if self.relative_positions else None
     removed, attention = [], []
-    survival = self._survival(tokens.shape[0]) if train and self.drop_path_rate else None
-    for layer, block in enumerate(self.blocks):
-      scales = (None, None) if survival is None else (survival[layer, 0], survival[layer, 1])
+    drop_path = self._drop_path(tokens.shape[0], train)
+    for layer, (block, scales) in enumerate(zip(self.blocks, drop_path)):
       stage = self.elimination_layers.index(layer) if layer in self.elimination_layers else None
       eliminates = stage is not None and (
         keep_counts is not None or capacities[stage] < alive.index.shape[1]
@@ -321,7 +320,7 @@ class Backbone(nn.Module):
       if eliminates or self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
       if layer in attention_layers:
-        attention.append(_rows_on_grid(looks, alive, num_z, num_x))
+        attention.append(candidates_lib.attention_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
         scores = candidates_lib.candidate_scores(
           looks[..., num_z:], template_mask if chosen is None else None
@@ -344,11 +343,3 @@ class Backbone(nn.Module):
     _, tokens = self.norm(tokens, branch)
     x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
     return jnp.concatenate([tokens[:, :num_z], x], axis=1), tuple(removed), tuple(attention)
-
-
-def _rows_on_grid(rows, alive: Candidates, num_z: int, num_x: int):
-  """Scatter the search part of attention rows [b, h, t, Nz+n] to the grid: [b, h, t, Nz+Nx]."""
-  batch, heads, count, _ = rows.shape
-  columns = jnp.moveaxis(rows[..., num_z:], -1, 1).reshape(batch, -1, heads * count)
-  grid = candidates_lib.restore(columns, alive, num_x).reshape(batch, num_x, heads, count)
-  return jnp.concatenate([rows[..., :num_z], jnp.moveaxis(grid, 1, -1)], axis=-1)
