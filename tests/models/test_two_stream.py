@@ -19,7 +19,7 @@ from ostrack_jax.sharding import batch_sharding, make_mesh, replicated
 from ostrack_jax.tracking import cutting, motion, tracker, weights
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.lanes import LaneTracker
-from ostrack_jax.training import cost, run_summary
+from ostrack_jax.training import run_summary
 from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.state import create_state, init_variables
 from ostrack_jax.training.step import make_train_step
@@ -310,40 +310,6 @@ def test_a_start_of_another_size_leaves_what_knows_the_size_random(tmp_path):
   larger = _model("swintrack", search_size=96)
   start = read_initial_weights(tmp_path / "folder", larger, init_variables(larger, 1))
   assert "left random: swintrack and head" in start.summary
-
-
-def test_multiply_adds_are_those_of_the_products_in_the_program():
-  for relation in RELATIONS:
-    model = OSTrack(variant="ti", relation=relation, elimination_layers=(), keep_ratios=())
-    macs = cost.forward_macs(model)
-    variables = jax.eval_shape(lambda model=model: init_variables(model, 0))
-    images = [jax.ShapeDtypeStruct((1, s, s, 3), np.float32) for s in (128, 256)]
-    counted = _products(jax.make_jaxpr(model.apply)(variables, *images).jaxpr)
-    # Positions are not counted: SwinTrack's linear layers, and their products.
-    extra = 0
-    if relation == "swintrack":
-      width, z, x = 192, 64, 256
-      n = z + x
-      extra = 2 * (z + x) * width**2 + n * n * width + (z + 2 * x) * width**2 + x * n * width
-    assert counted == sum(macs.values()) + extra
-
-
-def _products(jaxpr) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    for value in equation.params.values():
-      for inner in value if isinstance(value, (tuple, list)) else [value]:
-        inner = getattr(inner, "jaxpr", inner)
-        if hasattr(inner, "eqns"):
-          total += _products(inner)
-    output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-    if equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      total += output * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-    elif equation.primitive.name == "conv_general_dilated":
-      # Every tap counts, those on the padding too.
-      total += output * math.prod(equation.invars[1].aval.shape[:-1])
-  return total
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Multiply-adds against the paper, the reference's own count and XLA's; peaks and MFU."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -85,3 +87,37 @@ def test_peaks_are_known_or_none(kind, dtype, peak):
 def test_utilisation_is_useful_arithmetic_over_all_peaks():
   assert cost.model_flops_utilisation(100.0, 2e12, 1e14, 4) == 0.5
   assert cost.model_flops_utilisation(100.0, 2e12, None, 4) is None
+
+
+def test_multiply_adds_of_two_streams_are_those_of_the_products_in_the_program():
+  for relation in ("stark", "swintrack"):
+    model = OSTrack(variant="ti", relation=relation, **NO_ELIMINATION)
+    macs = cost.forward_macs(model)
+    variables = jax.eval_shape(lambda model=model: init_variables(model, 0))
+    images = [jax.ShapeDtypeStruct((1, s, s, 3), jnp.float32) for s in (128, 256)]
+    counted = _products(jax.make_jaxpr(model.apply)(variables, *images).jaxpr)
+    # Positions are not counted: SwinTrack's linear layers, and their products.
+    extra = 0
+    if relation == "swintrack":
+      width, z, x = 192, 64, 256
+      n = z + x
+      extra = 2 * (z + x) * width**2 + n * n * width + (z + 2 * x) * width**2 + x * n * width
+    assert counted == sum(macs.values()) + extra
+
+
+def _products(jaxpr) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else [value]:
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          total += _products(inner)
+    output = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      total += output * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    elif equation.primitive.name == "conv_general_dilated":
+      # Every tap counts, those on the padding too.
+      total += output * math.prod(equation.invars[1].aval.shape[:-1])
+  return total
