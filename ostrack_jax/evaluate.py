@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import __version__, command_line, elimination_flags
+from ostrack_jax import __version__, command_line, network_flags
 from ostrack_jax.evaluation import (
   benchmarks,
   html_report,
@@ -48,13 +48,7 @@ FLAGS = command_line.new_flags()
 flags.DEFINE_string(
   "checkpoint", None, "what to evaluate: a converted folder, a training work folder or its checkpoints/STEP, or an official file", flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=FLAGS
-)  # fmt: skip
-flags.DEFINE_integer(
-  "num_heads", None, "attention heads, where width/64 is wrong", flag_values=FLAGS
-)
-elimination_flags.define(FLAGS)
+network_flags.define(FLAGS)
 flags.DEFINE_enum("dataset", "otb", sorted(benchmarks.BENCHMARKS), "benchmark", flag_values=FLAGS)
 flags.DEFINE_string("root", None, "folder that holds the benchmark's sequences", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "folder to write to", flag_values=FLAGS)
@@ -193,8 +187,7 @@ def open_run(videos: Sequence[benchmarks.Video]) -> "tracking_runs.Run":
     threads=FLAGS.threads,
     teacher_forced=FLAGS.teacher_forced,
   )
-  changed = elimination_flags.read(FLAGS)
-  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **changed)
+  checkpoint = load(FLAGS.checkpoint, **network_flags.load_arguments(FLAGS))
   return tracking_runs.plan(checkpoint, videos, options)
 
 
@@ -211,7 +204,7 @@ def _track_benchmark() -> int:
   )
   rule = FLAGS.rule or benchmark.rule
   scoring.check_rule(selection.videos, rule)
-  sets_elimination = any(one is not None for one in elimination_flags.read(FLAGS).values())
+  sets_elimination = any(one is not None for one in network_flags.read_elimination(FLAGS).values())
   run = open_run(selection.videos)
   settings = run.settings | {
     "dataset": FLAGS.dataset,

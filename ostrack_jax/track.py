@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line, elimination_flags, track_drawing, track_outputs
+from ostrack_jax import command_line, network_flags, track_drawing, track_outputs
 from ostrack_jax.tracking import streams
 from ostrack_jax.tracking.frames import FrameSource, ImageFrames
 
@@ -69,13 +69,7 @@ flags.DEFINE_bool("inset", False, "show the search regions along the lower edge"
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=FLAGS
-)  # fmt: skip
-flags.DEFINE_integer(
-  "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=FLAGS
-)  # fmt: skip
-elimination_flags.define(FLAGS)
+network_flags.define(FLAGS)
 
 
 def parse_box(text: str) -> _Box:
@@ -227,7 +221,7 @@ def _track() -> int:
   paths, starts = _paths(), _starts()
   count = sum(map(len, starts.values()))
   drawing = _drawing(numbered=count > 1)
-  elimination = elimination_flags.read(FLAGS)
+  how = network_flags.load_arguments(FLAGS)
   frames = streams.open_source(FLAGS.source, _stdin(), FLAGS.frame_size, FLAGS.pixel_format)
   if isinstance(frames, ImageFrames):
     _check_starts(starts, len(frames), frames.name)
@@ -235,7 +229,7 @@ def _track() -> int:
   from ostrack_jax import MultiTracker, load
 
   tracker = MultiTracker(
-    load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **elimination),
+    load(FLAGS.checkpoint, **how),
     max_objects=count,
     search_factor=FLAGS.search_factor,
   )

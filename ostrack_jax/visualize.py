@@ -23,7 +23,7 @@ import cv2
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line, elimination_flags, picture_folder
+from ostrack_jax import command_line, network_flags, picture_folder
 
 if TYPE_CHECKING:
   from ostrack_jax.models.ostrack import OSTrack
@@ -51,13 +51,7 @@ flags.DEFINE_bool("overwrite", False, "replace pictures of an earlier run", flag
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=FLAGS
-)  # fmt: skip
-flags.DEFINE_integer(
-  "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=FLAGS
-)  # fmt: skip
-elimination_flags.define(FLAGS)
+network_flags.define(FLAGS)
 
 
 def parse_numbers(
@@ -138,7 +132,7 @@ def _visualize() -> int:
   layers = None
   if FLAGS.layers is not None:
     layers = parse_numbers("layers", FLAGS.layers, "block numbers such as 0,3,6")
-  elimination = elimination_flags.read(FLAGS)
+  how = network_flags.load_arguments(FLAGS)
   from ostrack_jax.tracking.frames import open_frames
 
   frames = open_frames(FLAGS.source)
@@ -151,7 +145,7 @@ def _visualize() -> int:
   from ostrack_jax import load, loading, network_figures
   from ostrack_jax.tracking import inspection
 
-  checkpoint = load(FLAGS.checkpoint, num_heads=FLAGS.num_heads, dtype=FLAGS.dtype, **elimination)
+  checkpoint = load(FLAGS.checkpoint, **how)
   names, compared = [loading.label(FLAGS.checkpoint)], None
   if FLAGS.compare is not None:
     # Folders say how many heads they have; the flag is for files.

@@ -1,4 +1,4 @@
-"""--keep_ratios and --elimination_layers: candidate elimination changed for one run of a command."""
+"""How a command loads its network: --dtype, --num_heads, and candidate elimination changed for one run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,13 @@ from absl import flags
 
 
 def define(own: flags.FlagValues) -> None:
-  """Define both flags among a command's own."""
+  """Define the flags among a command's own."""
+  flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "to compute in; by default what the checkpoint says", flag_values=own
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=own
+  )  # fmt: skip
   flags.DEFINE_list(
     "keep_ratios", None, "share of candidates that every elimination stage keeps, or one for each; 1 for no elimination; default: the checkpoint's", flag_values=own
   )  # fmt: skip
@@ -16,8 +22,13 @@ def define(own: flags.FlagValues) -> None:
   )  # fmt: skip
 
 
-def read(own: flags.FlagValues) -> dict[str, Any]:
-  """Return both as keyword arguments of ostrack_jax.load, None where not given.
+def load_arguments(own: flags.FlagValues) -> dict[str, Any]:
+  """Return all of them as keyword arguments of ostrack_jax.load; raises as read_elimination."""
+  return {"dtype": own["dtype"].value, "num_heads": own["num_heads"].value, **read_elimination(own)}
+
+
+def read_elimination(own: flags.FlagValues) -> dict[str, Any]:
+  """Return keep_ratios and elimination_layers of ostrack_jax.load, None where not given.
 
   Raises:
     ValueError: a word is no number.

@@ -1,8 +1,8 @@
-"""--keep_ratios and --elimination_layers, as evaluate, track and visualize take them."""
+"""How a network is loaded, as evaluate, track and visualize take them."""
 
 import pytest
 
-from ostrack_jax import command_line, elimination_flags, evaluate, track, visualize
+from ostrack_jax import command_line, evaluate, network_flags, track, visualize
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,12 @@ from ostrack_jax import command_line, elimination_flags, evaluate, track, visual
 )
 def test_flags_become_arguments_of_load(arguments, ratios, layers):
   own = command_line.new_flags()
-  elimination_flags.define(own)
+  network_flags.define(own)
   own(["command", *arguments])
-  assert elimination_flags.read(own) == {"keep_ratios": ratios, "elimination_layers": layers}
+  assert network_flags.read_elimination(own) == {
+    "keep_ratios": ratios,
+    "elimination_layers": layers,
+  }
 
 
 @pytest.mark.parametrize(
@@ -30,12 +33,12 @@ def test_flags_become_arguments_of_load(arguments, ratios, layers):
 )
 def test_words_that_are_no_numbers_are_named(argument, words):
   own = command_line.new_flags()
-  elimination_flags.define(own)
+  network_flags.define(own)
   own(["command", argument])
   with pytest.raises(ValueError, match=words):
-    elimination_flags.read(own)
+    network_flags.read_elimination(own)
 
 
 def test_every_command_that_runs_a_network_has_the_flags():
   for command in (evaluate, track, visualize):
-    assert {"keep_ratios", "elimination_layers"} <= set(command.FLAGS)
+    assert {"dtype", "num_heads", "keep_ratios", "elimination_layers"} <= set(command.FLAGS)
