@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 
 from ostrack_jax import description as description_lib
-from ostrack_jax import weight_files
+from ostrack_jax import output_folder, weight_files
 from ostrack_jax.evaluation import run_folder
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import confidence
@@ -233,19 +232,8 @@ def check_output(folder: str | os.PathLike, overwrite: bool) -> None:
 
   An empty folder may be, and with `overwrite` one that holds a converted checkpoint and nothing else.
   """
-  folder = pathlib.Path(folder)
-  if not folder.exists():
-    return
-  if not folder.is_dir():
-    raise FileExistsError(f"{folder} is a file; give a folder to write to")
-  content = {entry.name for entry in folder.iterdir()}
-  if content and not overwrite:
-    raise FileExistsError(f"{folder} is not empty; give another folder, or pass --overwrite")
-  foreign = sorted(content - {description_lib.FILE_NAME, _VARIABLES, confidence.FILE_NAME})
-  if foreign:
-    raise FileExistsError(
-      f"{folder} holds {foreign[0]!r} besides a converted checkpoint and is not overwritten"
-    )
+  ours = {description_lib.FILE_NAME, _VARIABLES, confidence.FILE_NAME}
+  output_folder.check(folder, overwrite, ours.__contains__, "a converted checkpoint")
 
 
 def write_folder(
@@ -258,20 +246,9 @@ def write_folder(
   folder = pathlib.Path(folder).absolute()
   check_output(folder, overwrite)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-  replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-  try:
-    temporary.mkdir()
+  with output_folder.written_whole(folder) as temporary:
     checkpoint_lib.save_variables(temporary / _VARIABLES, checkpoint.variables)
     text = json.dumps(checkpoint.description, indent=2)
     (temporary / description_lib.FILE_NAME).write_text(text + "\n")
     if checkpoint.calibrator is not None:
       (temporary / confidence.FILE_NAME).write_text(checkpoint.calibrator.to_json())
-    if folder.exists():
-      folder.rename(replaced)
-    temporary.rename(folder)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-    if replaced.exists() and not folder.exists():
-      replaced.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)

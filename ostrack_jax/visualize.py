@@ -15,6 +15,7 @@ change the first network alone.
 import itertools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
@@ -23,10 +24,12 @@ import cv2
 from absl import flags
 from tqdm import tqdm
 
-from ostrack_jax import command_line, network_flags, picture_folder
+from ostrack_jax import command_line, network_flags, output_folder
 
 if TYPE_CHECKING:
   from ostrack_jax.models.ostrack import OSTrack
+
+_PICTURE = re.compile(r"(attention|elimination|activations|score_maps)_\d+\.png|elimination\.mp4")
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
@@ -125,7 +128,10 @@ def _visualize() -> int:
   if absent:
     raise ValueError(f"{' and '.join(absent)} missing (see --help)")
   output = pathlib.Path(FLAGS.output)
-  picture_folder.check_output(output, FLAGS.overwrite)
+  output_folder.check_parent(output)
+  output_folder.check(
+    output, FLAGS.overwrite, lambda name: _PICTURE.fullmatch(name) is not None, "such pictures"
+  )
   init_box = parse_numbers(
     "init_box", FLAGS.init_box, "four numbers x,y,w,h: left, top, width, height in pixels", float, 4
   )
@@ -158,7 +164,7 @@ def _visualize() -> int:
     layers = inspection.default_layers(checkpoint.model)
   total = None if count is None else min(count, FLAGS.limit or count)
   with (
-    picture_folder.written_whole(output) as folder,
+    output_folder.written_whole(output) as folder,
     tqdm(total=total, unit="frame", disable=None, desc=frames.name, initial=1) as progress,
   ):
     kinds = network_figures.write_pictures(

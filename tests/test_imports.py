@@ -16,7 +16,7 @@ ALLOWED = {
   "ostrack_jax.annotations": set(),
   "ostrack_jax.visualization": set(),
   "ostrack_jax.network_figures": {"ostrack_jax.tracking", "ostrack_jax.visualization"},
-  "ostrack_jax.picture_folder": set(),
+  "ostrack_jax.output_folder": set(),
   "ostrack_jax.command_line": set(),
   "ostrack_jax.sharding": set(),
   "ostrack_jax.models": {"ostrack_jax.boxes"},

@@ -225,7 +225,7 @@ def test_ctrl_c_ends_it_as_other_commands(clip, tmp_path, command, monkeypatch):
   def press(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(visualize.picture_folder, "check_output", press)
+  monkeypatch.setattr(visualize.output_folder, "check_parent", press)
   code, _, err = command(
     "--checkpoint=a", f"--source={clip}", "--init_box=20,15,16,14", f"--output={tmp_path / 'out'}"
   )
