@@ -21,14 +21,13 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from ostrack_jax import command_line, network_flags, track_drawing, track_outputs
 from ostrack_jax.tracking import streams
-from ostrack_jax.tracking.frames import FrameSource, ImageFrames
+from ostrack_jax.tracking.frames import FrameSource, ImageFrames, quiet_opencv
 
 _Box = tuple[float, float, float, float]
 
@@ -280,9 +279,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
   """Parse the command line and run; the console script."""
-  # The user gets one sentence of ours, not OpenCV's lines around it.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-  os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+  quiet_opencv()
   command_line.run(main, "ostrack-track", FLAGS, __doc__)
 
 

@@ -13,18 +13,17 @@ change the first network alone.
 """
 
 import itertools
-import os
 import pathlib
 import re
 import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 from absl import flags
 from tqdm import tqdm
 
 from ostrack_jax import command_line, network_flags, output_folder
+from ostrack_jax.tracking.frames import open_frames, quiet_opencv
 
 if TYPE_CHECKING:
   from ostrack_jax.models.ostrack import OSTrack
@@ -139,7 +138,6 @@ def _visualize() -> int:
   if FLAGS.layers is not None:
     layers = parse_numbers("layers", FLAGS.layers, "block numbers such as 0,3,6")
   how = network_flags.load_arguments(FLAGS)
-  from ostrack_jax.tracking.frames import open_frames
 
   frames = open_frames(FLAGS.source)
   try:
@@ -205,9 +203,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
   """Parse the command line and run; the console script."""
-  # The user gets one sentence of ours, not OpenCV's lines around it.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-  os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+  quiet_opencv()
   command_line.run(main, "ostrack-visualize", FLAGS, __doc__)
 
 

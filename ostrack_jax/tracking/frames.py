@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import glob
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".p
 _DEFAULT_FPS = 30.0
 # Container headers count frames by estimate; a video that ends so much early is called damaged.
 _TOLERATED_SHORTFALL = 0.05
+
+
+def quiet_opencv() -> None:
+  """Let users read one sentence of ours about a file, without OpenCV's and FFmpeg's lines around it."""
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+  os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 def rgb_frame(frame) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_network import make_images, make_model
 
 from ostrack_jax import Tracker, convert, loading
 from ostrack_jax.description import describe
@@ -29,26 +30,6 @@ CHOICES = {
   "identity and corner": dict(identity_embeddings=True, head="corner"),
   "relative and mlp": dict(relative_positions=True, head="mlp"),
 }
-
-
-def _model(**fields) -> OSTrack:
-  small = dict(
-    variant="custom",
-    width=64,
-    depth=1,
-    num_heads=2,
-    template_size=32,
-    search_size=64,
-    head_channels=16,
-    elimination_layers=(0,),
-    keep_ratios=(0.5,),
-  )
-  return OSTrack(**{**small, **fields})
-
-
-def _images(batch: int = 2):
-  rng = np.random.default_rng(0)
-  return [jnp.asarray(rng.normal(size=(batch, s, s, 3)), jnp.float32) for s in (32, 64)]
 
 
 def _run(model, variables, *images, attention_layers=(), **arguments):
@@ -75,7 +56,7 @@ _TABLE_PATH = ("backbone", "blocks_0", "attn", _TABLE)
 
 
 def test_identity_embeddings_are_position_tables_that_all_tokens_of_an_image_share():
-  plain, ours = _model(), _model(identity_embeddings=True)
+  plain, ours = make_model(), make_model(identity_embeddings=True)
   variables = init_variables(ours, 0)
   backbone = dict(variables["params"]["backbone"])
   assert {name: backbone[name].shape for name in _IDENTITY} == dict.fromkeys(_IDENTITY, (1, 1, 64))
@@ -86,7 +67,7 @@ def test_identity_embeddings_are_position_tables_that_all_tokens_of_an_image_sha
   for name, table in zip(_IDENTITY, ("pos_embed_z", "pos_embed_x")):
     moved[table] = moved[table] + backbone[name]
   moved = {**variables, "params": {**variables["params"], "backbone": moved}}
-  template, search = _images()
+  template, search = make_images()
   np.testing.assert_allclose(
     _run(ours, variables, template, search).score_map,
     _run(plain, moved, template, search).score_map,
@@ -110,9 +91,9 @@ def test_relative_positions_stand_for_offsets_of_the_tokens_that_are_left():
 
 
 def test_relative_positions_move_attention_and_follow_candidates():
-  ours, plain = _model(relative_positions=True), _model()
+  ours, plain = make_model(relative_positions=True), make_model()
   variables = init_variables(ours, 0)
-  template, search = _images()
+  template, search = make_images()
 
   def with_table(table):
     flat = flax.traverse_util.flatten_dict(variables["params"])
@@ -149,9 +130,9 @@ def test_soft_argmax_is_the_expected_corner():
 
 
 def test_corners_are_ordered_and_scored_by_both_peaks():
-  model = _model(head="corner")
+  model = make_model(head="corner")
   variables = init_variables(model, 0)
-  template, search = _images()
+  template, search = make_images()
   params = dict(variables["params"]["box_head"])
   # Every cell is as good as any other.
   for corner in other_heads.CORNERS:
@@ -207,7 +188,7 @@ def _trained(model, tmp_path):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_trains_saves_converts_and_tracks(choice, tmp_path):
-  model = _model(**CHOICES[choice])
+  model = make_model(**CHOICES[choice])
   before, state, metrics = _trained(model, tmp_path)
   assert (float(metrics["focal"]) == 0) == (model.head != "center")
   assert np.isfinite(float(metrics["loss"]))
@@ -245,7 +226,7 @@ def test_files_have_the_official_names():
   from ostrack_jax.weights import names
 
   def shapes(**fields):
-    return names.torch_shapes(_model(**fields))
+    return names.torch_shapes(make_model(**fields))
 
   corner = shapes(head="corner")
   assert corner["box_head.conv1_tl.0.weight"] == (16, 64, 3, 3)
@@ -260,13 +241,13 @@ def test_files_have_the_official_names():
 
 
 def test_what_a_start_lacks_is_left_random_and_what_it_has_beyond_is_left_out(tmp_path):
-  theirs = _model(identity_embeddings=True, head="corner")
+  theirs = make_model(identity_embeddings=True, head="corner")
   variables = jax.tree.map(np.asarray, init_variables(theirs, 1))
   about = describe(
     theirs, {"template_factor": 2.0, "search_factor": 4.0}, {"kind": "ostrack"}, complete=True
   )
   loading.write_folder(loading.Checkpoint(theirs, variables, about), tmp_path / "folder")
-  ours = _model(relative_positions=True)
+  ours = make_model(relative_positions=True)
   fresh = init_variables(ours, 2)
   start = read_initial_weights(tmp_path / "folder", ours, fresh)
   assert "left out: template_segment_pos_embed, search_segment_pos_embed" in start.summary
@@ -294,7 +275,7 @@ def test_the_default_network_has_none_of_it():
 
 
 def test_costs_of_heads_by_hand():
-  base = _model()
+  base = make_model()
   macs = {head: cost.forward_macs(base.clone(head=head))["head"] for head in ("corner", "mlp")}
   blocks = 9 * (64 * 16 + 16 * 8 + 8 * 4 + 4 * 2)
   assert macs == {"corner": 16 * 2 * (blocks + 2), "mlp": 2 * 64 * 64 + 4 * 64}
@@ -313,4 +294,4 @@ def test_costs_of_heads_by_hand():
 )
 def test_what_does_not_fit_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    _model(**fields)
+    make_model(**fields)

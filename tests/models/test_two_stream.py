@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_network import make_images, make_model
 
 from ostrack_jax import convert, loading
 from ostrack_jax.description import describe
@@ -29,27 +30,8 @@ RELATIONS = ("stark", "swintrack")
 
 
 def _model(relation: str, **fields) -> OSTrack:
-  small = dict(
-    variant="custom",
-    width=64,
-    depth=1,
-    num_heads=2,
-    template_size=32,
-    search_size=64,
-    head_channels=16,
-    relation_layers=1,
-  )
-  return OSTrack(
-    **{**small, "relation": relation, "elimination_layers": (), "keep_ratios": (), **fields}
-  )
-
-
-def _images(model: OSTrack, batch: int = 2):
-  rng = np.random.default_rng(0)
-  return tuple(
-    jnp.asarray(rng.normal(size=(batch, size, size, 3)), jnp.float32)
-    for size in (model.template_size, model.search_size)
-  )
+  without = dict(elimination_layers=(), keep_ratios=())
+  return make_model(**{"relation": relation, "relation_layers": 1, **without, **fields})
 
 
 def _count(tree) -> int:
@@ -86,7 +68,7 @@ def test_parameters_are_as_many_as_the_papers_networks_have():
 def test_template_and_search_region_meet_behind_the_backbone_alone(relation):
   model = _model(relation)
   variables = init_variables(model, 0)
-  template, search = _images(model)
+  template, search = make_images()
   run = jax.jit(model.apply)
   output, other = run(variables, template, search), run(variables, template[::-1], search)
   assert output.score_map.shape == (2, 4, 4, 1) and output.boxes_cxcywh.shape == (2, 4)
@@ -106,7 +88,7 @@ def test_template_and_search_region_meet_behind_the_backbone_alone(relation):
 def test_the_backbone_is_a_plain_vit_of_the_search_region():
   model = _model("stark")
   variables = init_variables(model, 0)
-  template, search = _images(model)
+  template, search = make_images()
   tokens = jax.jit(model.apply)(variables, template, search).features[:, 4:]
   backbone = jax.tree.map(np.asarray, variables["params"]["backbone"])
   x = np.asarray(search, np.float64).reshape(2, 4, 16, 4, 16, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -330,7 +312,7 @@ def test_what_does_not_fit_is_refused(fields, message):
 
 def test_one_stream_takes_no_encoded_template_and_two_streams_no_schedule():
   model = _model("one_stream", relation_layers=None)
-  template, search = _images(model)
+  template, search = make_images()
   variables = init_variables(model, 0)
   with pytest.raises(ValueError, match="which is 'one_stream'"):
     model.apply(variables, None, search, encoded_template=jnp.zeros((2, 4, 64)))
