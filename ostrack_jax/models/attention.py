@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Below this many samples a fused kernel takes longer to start than it saves.
+# Below this many samples cuDNN's kernels take longer to start than they save.
 _SMALLEST_FUSED_BATCH = 8
 
 
@@ -18,14 +18,19 @@ def _has_kernels() -> bool:
   return float(device.compute_capability) >= 8.0
 
 
-def suits_kernels(batch: int, dtype) -> bool:
-  """Return whether fused kernels can and should run: on CUDA, in half precision, in batches."""
-  return _has_kernels() and dtype in (jnp.bfloat16, jnp.float16) and batch >= _SMALLEST_FUSED_BATCH
+def has_kernels(dtype) -> bool:
+  """Return whether fused kernels can run: on CUDA, in half precision."""
+  return _has_kernels() and dtype in (jnp.bfloat16, jnp.float16)
+
+
+def suits_batches(batch: int, dtype) -> bool:
+  """Return whether kernels can run, and those should that are made for batches."""
+  return has_kernels(dtype) and batch >= _SMALLEST_FUSED_BATCH
 
 
 def is_fused(batch: int, dtype, head_size: int) -> bool:
   """Return whether attention runs as one cuDNN kernel."""
-  return suits_kernels(batch, dtype) and head_size % 8 == 0 and head_size <= 128
+  return suits_batches(batch, dtype) and head_size % 8 == 0 and head_size <= 128
 
 
 def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ostrack_jax.models import head
-from ostrack_jax.models.attention import suits_kernels
+from ostrack_jax.models.attention import suits_batches
 
 _LAYERS = 4
 _EPSILON = 1e-5
@@ -76,7 +76,7 @@ def apply(
   dtype = folded["conv1"]["kernel"].dtype
   branches = len(head.BRANCHES)
   # As products of gathered neighbourhoods, but for batches on a GPU, where those cost more than they save.
-  layer_of = _convolve if suits_kernels(batch, dtype) else _multiply
+  layer_of = _convolve if suits_batches(batch, dtype) else _multiply
   kernel = folded["conv1"]["kernel"]
   x = layer_of(features.astype(dtype)[None], kernel[None])[0]
   x = x.reshape(batch, grid, grid, branches, -1).transpose(3, 0, 1, 2, 4)

@@ -16,7 +16,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ostrack_jax.models.attention import suits_kernels
+from ostrack_jax.models.attention import suits_batches
 
 _EPSILON = 1e-6
 # Rows that a program holds in registers at a time; a power of two.
@@ -57,7 +57,7 @@ class ResidualNorm(nn.Module):
     width = tokens.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    if suits_kernels(tokens.shape[0], tokens.dtype):
+    if suits_batches(tokens.shape[0], tokens.dtype):
       return residual_norm(tokens, branch, scale, bias, self.dtype)
     tokens = add(tokens, branch)
     wide = tokens.astype(jnp.float32)
@@ -254,7 +254,7 @@ def _kernel_call(kernel, name, shape, chunks, operands, results, dtypes, interpr
   )
 
 
-def _by_sample(call, operands, results):
+def by_sample(call, operands, results):
   """Let every device run `call` on the samples it has; what has no axis b is whole on each."""
 
   def placed(mesh, shapes, names):
@@ -297,7 +297,7 @@ def _forward_call(has_branch: bool, dtype, interpret: bool):
       )
     )
 
-  return _by_sample(call, operands, results)
+  return by_sample(call, operands, results)
 
 
 @functools.cache
@@ -318,4 +318,4 @@ def _backward_call(interpret: bool):
     )(*arrays)
     return into, *(total.sum(axis=1) for total in sums)
 
-  return _by_sample(call, operands, ("b n d", "b d", "b d", "b d"))
+  return by_sample(call, operands, ("b n d", "b d", "b d", "b d"))

@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ostrack_jax.models import attention as attention_lib
 from ostrack_jax.models import candidates as candidates_lib
 from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
-from ostrack_jax.models.relative_positions import offset_index, offsets_left, position_bias
+from ostrack_jax.models.relative_positions import offset_index, offsets_left
 from ostrack_jax.models.row_major import row_major
+from ostrack_jax.models.self_attention import Attention, BranchEnd, linear_init, scaled
 
 VARIANTS = {
   "ti": dict(width=192, depth=12, num_heads=3),
@@ -24,8 +24,6 @@ VARIANTS = {
   "b": dict(width=768, depth=12, num_heads=12),
   "l": dict(width=1024, depth=24, num_heads=16),
 }
-
-_linear_init = nn.initializers.truncated_normal(stddev=0.02)
 
 
 class PatchProjection(nn.Module):
@@ -58,74 +56,6 @@ class PatchEmbed(nn.Module):
   @nn.compact
   def __call__(self, images):
     return PatchProjection(self.width, self.dtype, name="proj")(images)
-
-
-class BranchEnd(nn.Module):
-  """The last linear layer of a branch, whose bias is left to whoever adds the branch."""
-
-  features: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x, scale) -> Branch:
-    """Map x, times scale already, and scale the bias: [b, 1, 1] float32, or None for 1."""
-    kernel = self.param("kernel", _linear_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))[None, None, :]
-    shift = bias if scale is None else bias * scale
-    return Branch(x.astype(self.dtype) @ kernel.astype(self.dtype), shift)
-
-
-def _scaled(x, scale):
-  return x if scale is None else (x.astype(jnp.float32) * scale).astype(x.dtype)
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention that can also return the rows of a few queries."""
-
-  width: int
-  num_heads: int
-  dtype: jnp.dtype
-  # Of offsets between tokens, see relative_positions; 0 for no bias by them.
-  offsets: int = 0
-
-  def setup(self):
-    if self.offsets:
-      table = nn.initializers.truncated_normal(stddev=0.02)
-      self.relative_position_bias_table = self.param(
-        "relative_position_bias_table", table, (self.num_heads, self.offsets)
-      )
-    self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=_linear_init)
-    self.proj = BranchEnd(self.width, self.dtype)
-
-  def __call__(self, tokens, rows=None, key_valid=None, scale=None, offset_index=None):
-    """Attend.
-
-    Args:
-      tokens: [b, n, width].
-      rows: indices of the queries whose attention is wanted, or None.
-      key_valid: [b, n] bool; tokens that nobody may attend to are false. None for all valid.
-      scale: [b, 1, 1] float32 that multiplies each sample's result, or None.
-      offset_index: [b or 1, n, n] int32, the offset from each token to each; None without `offsets`.
-
-    Returns:
-      (Branch [b, n, width], [b, h, len(rows), n] float32 or None).
-    """
-    batch, count, _ = tokens.shape
-    packed = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, self.width // self.num_heads)
-    queries, keys, values = packed[:, :, 0], packed[:, :, 1], packed[:, :, 2]
-    # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
-    values = _scaled(values, None if scale is None else scale[..., None])
-    bias = None
-    if self.offsets:
-      bias = position_bias(self.relative_position_bias_table, offset_index)
-    mixed = attention_lib.attend(queries, keys, values, key_valid, bias)
-    chosen = None
-    if rows is not None:
-      some = jnp.asarray(rows)
-      chosen = candidates_lib.template_attention(
-        queries[:, some], keys, key_valid, None if bias is None else bias[:, :, some]
-      )
-    return self.proj(mixed.reshape(batch, count, self.width), scale), chosen
 
 
 @jax.custom_vjp
@@ -164,13 +94,13 @@ class Mlp(nn.Module):
   dtype: jnp.dtype
 
   def setup(self):
-    self.fc1 = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=_linear_init)
+    self.fc1 = nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=linear_init)
     self.fc2 = BranchEnd(self.width, self.dtype)
 
   def __call__(self, tokens, scale=None) -> Branch:
     """Map [b, n, width] to the same; scale [b, 1, 1] float32 multiplies each sample's result."""
     # Scaled here, along with the activation, it costs no pass of its own.
-    return self.fc2(_scaled(exact_gelu(self.fc1(tokens)), scale), scale)
+    return self.fc2(scaled(exact_gelu(self.fc1(tokens)), scale), scale)
 
 
 class Block(nn.Module):

@@ -297,18 +297,17 @@ class LaneTracker:
     # On a CPU it may read this very memory, which changes only once its answer is here.
     search = jax.device_put(group.search, self._batch_sharding)
     group.pending = self._locate(self.model, self._weights, template, search, self._window, mask)
-    for array in group.pending:
-      array.copy_to_host_async()
+    group.pending.copy_to_host_async()
     self.stages.transfer += time.perf_counter() - began
 
   def _collect(self, group: _Group) -> int:
     """Wait for a group's boxes; return how many there are."""
     began = time.perf_counter()
-    found, scores = jax.device_get(group.pending)
+    found = jax.device_get(group.pending)
     group.pending = None
     answered = time.perf_counter()
     moved = motion.next_box(
-      found,
+      found[:, :4],
       group.boxes_xywh,
       group.resize_factors,
       self.model.search_size,
@@ -316,7 +315,7 @@ class LaneTracker:
       group.frame_sizes[:, 1],
     )
     group.found = [
-      Found(boxes_xywh=moved[rows], scores=scores[rows].tolist()) for rows in group.rows
+      Found(boxes_xywh=moved[rows], scores=found[rows, 4].tolist()) for rows in group.rows
     ]
     count = sum(map(len, group.rows))
     self.stages.network += answered - began

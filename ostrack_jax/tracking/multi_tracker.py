@@ -216,13 +216,13 @@ class MultiTracker:
         frame, boxes_xywh[lane], self.model.search_size, self.search_factor, self._frame_size
       )
     search = jax.device_put(self._search, self._device)
-    found, *said = jax.device_get(
+    found = jax.device_get(
       locate(self.model, self._weights, template, search, self._window, mask, self._weighing)
     )
     boxes_xywh[taken] = motion.next_box(
-      found[taken], boxes_xywh[taken], factors[taken], self.model.search_size, *self._frame_size
+      found[taken, :4], boxes_xywh[taken], factors[taken], self.model.search_size, *self._frame_size
     )
-    return np.concatenate([boxes_xywh, *(values[:, None] for values in said)], axis=1)
+    return np.concatenate([boxes_xywh, found[:, 4:]], axis=1)
 
   def _results(self, lanes: Mapping[int, int], found) -> dict[int, TrackResult]:
     """Wait for what _find returned, and say it of every object that is still followed."""

@@ -108,12 +108,12 @@ def locate(model: OSTrack, weights, template, search, window, template_mask=None
     weighing: a confidence.Weighing of the checkpoint's calibrator, if there is one.
 
   Returns:
-    (OSTrackOutput's boxes_near the window, [b, 4] cxcywh in the unit square of the crop; its scores [b];
-    and with weighing, but not without, confidences [b]), float32, in the host's memory: a fetch that
-    starts only then takes as long as a third of the network.
+    [b, 5] float32: OSTrackOutput's boxes_near the window, cxcywh in the unit square of the crop, and its
+    scores; with weighing [b, 6], also confidences. In one array, since each is fetched by itself, and in
+    the host's memory: a fetch that starts only then takes as long as a third of the network.
   """
-  found = _locate(model, weights, template, search, window, template_mask, weighing)
-  return jax.device_put(found, jax.memory.Space.Host)
+  box, *said = _locate(model, weights, template, search, window, template_mask, weighing)
+  return _told(box, said)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -134,8 +134,12 @@ def advance(
   found, *said = _locate(model, weights, template, search, window, template_mask, weighing)
   moved = motion.moved(found, box_xywh, side[:, None])
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
+  return box, _told(box, said)
+
+
+def _told(box, said):
   told = jnp.concatenate([box, *(values[:, None] for values in said)], axis=1)
-  return box, jax.device_put(told, jax.memory.Space.Host)
+  return jax.device_put(told, jax.memory.Space.Host)
 
 
 def tracking_factors(
@@ -239,7 +243,7 @@ class Tracker:
     search, resize_factor = cut_search(
       frame, state.box_xywh, self.model.search_size, self.search_factor, state.frame_size
     )
-    found, score, *sure = jax.device_get(
+    (found,) = jax.device_get(
       locate(
         self.model,
         self._weights,
@@ -251,10 +255,10 @@ class Tracker:
       )
     )
     box = motion.next_box(
-      found[0], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
+      found[:4], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
     )
     self._state = dataclasses.replace(state, box_xywh=box)
-    return result_of(box, score[0], [one[0] for one in sure], self.calibrator)
+    return result_of(box, found[4], found[5:], self.calibrator)
 
   def follow(self, frames: Iterable[np.ndarray], ahead: int = 4) -> Generator[TrackResult]:
     """Find the target in one frame after another, with the next ones on their way to the device.

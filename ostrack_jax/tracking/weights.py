@@ -32,27 +32,50 @@ class TrackableCheckpoint(Protocol):
   def description(self) -> Mapping[str, Any]: ...
 
 
+class Layout:
+  """Where arrays belong in a tree of variables. Hashed once, since jit asks for it in every call.
+
+  Attributes:
+    paths: of TrackingWeights.arrays.
+    packed: path and shape of what TrackingWeights.packed holds.
+  """
+
+  def __init__(
+    self, paths: tuple[Path, ...], packed: tuple[tuple[Path, tuple[int, ...]], ...]
+  ) -> None:
+    self.paths, self.packed = paths, packed
+    self._hash = hash((paths, packed))
+
+  def __hash__(self) -> int:
+    return self._hash
+
+  def __eq__(self, other) -> bool:
+    return self is other or (
+      isinstance(other, Layout) and (self.paths, self.packed) == (other.paths, other.packed)
+    )
+
+
 class TrackingWeights(flax.struct.PyTreeNode):
   """What tracker.locate needs of a checkpoint.
 
   Attributes:
-    arrays: kernels and position tables by their paths, in the model's type but for what it computes in
-      float32, and heads that cannot be folded.
+    arrays: kernels and position tables, in the model's type but for what it computes in float32, and heads
+      that cannot be folded.
     packed: [n] float32, all biases and scales one after another.
-    layout: path and shape of those.
+    layout: whose these are.
   """
 
-  arrays: dict[Path, jax.Array | np.ndarray]
+  arrays: tuple[jax.Array | np.ndarray, ...]
   packed: jax.Array | np.ndarray
-  layout: tuple[tuple[Path, tuple[int, ...]], ...] = flax.struct.field(pytree_node=False)
+  layout: Layout = flax.struct.field(pytree_node=False)
 
   def unpack(self) -> dict[str, Any]:
     """Return variables for model.apply, and under "head" what folded_head.fold made; for use under jit.
 
     A head that cannot be folded is among the variables instead.
     """
-    flat, start = dict(self.arrays), 0
-    for path, shape in self.layout:
+    flat, start = dict(zip(self.layout.paths, self.arrays)), 0
+    for path, shape in self.layout.packed:
       size = int(np.prod(shape))
       flat[path] = self.packed[start : start + size].reshape(shape)
       start += size
@@ -88,5 +111,5 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
     else:
       small[path] = value
   packed = np.concatenate([value.reshape(-1) for value in small.values()])
-  layout = tuple((path, value.shape) for path, value in small.items())
-  return TrackingWeights(arrays=arrays, packed=packed, layout=layout)
+  layout = Layout(tuple(arrays), tuple((path, value.shape) for path, value in small.items()))
+  return TrackingWeights(arrays=tuple(arrays.values()), packed=packed, layout=layout)

@@ -47,7 +47,7 @@ def test_maps_equal_those_of_the_head(layer_of, dtype, tolerance, monkeypatch):
 
 
 def test_batches_on_a_gpu_are_convolved(monkeypatch):
-  monkeypatch.setattr(folded_head, "suits_kernels", lambda batch, dtype: batch >= 8)
+  monkeypatch.setattr(folded_head, "suits_batches", lambda batch, dtype: batch >= 8)
   calls = []
   for name in ("_multiply", "_convolve"):
     real = getattr(folded_head, name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ostrack_jax import sharding
-from ostrack_jax.models import fused_norm, vit
+from ostrack_jax.models import fused_norm, self_attention
 from ostrack_jax.models.fused_norm import Branch
 from ostrack_jax.models.ostrack import OSTrack
 
@@ -69,7 +69,7 @@ def test_kernels_equal_flax_and_its_gradients(dtype, width, count, has_branch, m
 @pytest.mark.parametrize("has_branch", [True, False])
 @pytest.mark.parametrize(("count", "width"), [(320, 768), (153, 768), (153, 384), (37, 48)])
 def test_compiled_kernels_equal_flax(count, width, has_branch):
-  assert fused_norm.suits_kernels(16, jnp.bfloat16)
+  assert fused_norm.suits_batches(16, jnp.bfloat16)
   arrays, weights = _arrays((16, count, width), jnp.bfloat16, has_branch)
   got = _value_and_gradients(fused_norm.residual_norm, arrays, weights, jnp.bfloat16)
   _close(got, _value_and_gradients(_plain, arrays, weights, jnp.bfloat16), 2**-7)
@@ -98,7 +98,7 @@ def test_scaled_values_and_bias_scale_the_attention():
   tokens = jax.random.normal(jax.random.key(0), (3, 7, 16))
   valid = jnp.arange(7)[None, :] < jnp.array([7, 5, 3])[:, None]
   scale = jnp.array([0.0, 1.0, 1.25])[:, None, None]
-  layer = vit.Attention(16, 2, jnp.dtype("float32"))
+  layer = self_attention.Attention(16, 2, jnp.dtype("float32"))
   variables = layer.init(jax.random.key(1), tokens)
   variables["params"]["proj"]["bias"] = jnp.arange(16.0)
   plain, rows = layer.apply(variables, tokens, (2,), valid)
@@ -112,7 +112,7 @@ def test_scaled_values_and_bias_scale_the_attention():
 def _force(monkeypatch):
   kernels = functools.partial(fused_norm.residual_norm, interpret=True)
   monkeypatch.setattr(fused_norm, "residual_norm", kernels)
-  monkeypatch.setattr(fused_norm, "suits_kernels", lambda batch, dtype: True)
+  monkeypatch.setattr(fused_norm, "suits_batches", lambda batch, dtype: True)
 
 
 def _gradients(model, keep_counts=None):
@@ -192,7 +192,7 @@ def test_devices_keep_their_samples_to_themselves():
 
 
 def test_no_kernel_where_it_cannot_run():
-  assert not fused_norm.suits_kernels(128, jnp.float32)
-  assert not fused_norm.suits_kernels(1, jnp.bfloat16)
+  assert not fused_norm.suits_batches(128, jnp.float32)
+  assert not fused_norm.suits_batches(1, jnp.bfloat16)
   if jax.default_backend() == "cpu":
-    assert not fused_norm.suits_kernels(128, jnp.bfloat16)
+    assert not fused_norm.suits_batches(128, jnp.bfloat16)

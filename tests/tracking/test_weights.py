@@ -21,12 +21,12 @@ def test_the_target_is_where_the_model_finds_it(make_checkpoint, dtype, toleranc
   )
   window = head.hann_window(model.search_grid)
   prepared = weights.prepare(model, checkpoint.variables)
-  box, score = tracker.locate(model, prepared, template, search, window)
+  found = tracker.locate(model, prepared, template, search, window)
   output = model.apply(checkpoint.variables, normalise_images(template), normalise_images(search))
   windowed = output.score_map * window[None, :, :, None]
   want = head.decode_boxes(windowed, output.size_map, output.offset_map)
-  np.testing.assert_allclose(box, want, atol=tolerance)
-  np.testing.assert_allclose(score, output.score_map.max(axis=(1, 2, 3)), atol=tolerance)
+  np.testing.assert_allclose(found[:, :4], want, atol=tolerance)
+  np.testing.assert_allclose(found[:, 4], output.score_map.max(axis=(1, 2, 3)), atol=tolerance)
 
 
 def test_arrays_are_cast_once_and_few(make_checkpoint):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ostrack_jax.models import vit
+from ostrack_jax.models import self_attention
 from ostrack_jax.weights import pretrained
 from ostrack_jax.weights.pretrained import Weights, backbone_state, read_weights
 from ostrack_jax.weights.torch_file import write_torch_file
@@ -159,7 +159,7 @@ def test_augreg_attention_computes_the_same_in_our_network(block, tmp_path):
     }
     for name in ("qkv", "proj")
   }
-  attention = vit.Attention(_WIDTH, _HEADS, jnp.dtype("float32"))
+  attention = self_attention.Attention(_WIDTH, _HEADS, jnp.dtype("float32"))
   branch, _ = attention.apply({"params": params}, tokens[None])
   found = (branch.product + branch.shift)[0]
   np.testing.assert_allclose(found, _flax_attention(arrays, block, tokens), atol=2e-5)

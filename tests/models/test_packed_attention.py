@@ -1,0 +1,120 @@
+"""Attention as one kernel, run step by step, equals the plain operations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ostrack_jax import sharding
+from ostrack_jax.models import attention, packed_attention, self_attention
+from ostrack_jax.models.fused_norm import Branch
+from ostrack_jax.models.ostrack import OSTrack
+
+
+def _packed(batch, count, num_heads, size, dtype=jnp.float32) -> Branch:
+  keys = jax.random.split(jax.random.key(0), 2)
+  width = 3 * num_heads * size
+  product = jax.random.normal(keys[0], (batch, count, width)).astype(dtype)
+  return Branch(product, jax.random.normal(keys[1], (1, 1, width)))
+
+
+def _by_hand(packed: Branch, num_heads: int) -> np.ndarray:
+  product = np.asarray(packed.product, np.float64) + np.asarray(packed.shift, np.float64)
+  batch, count, width = product.shape
+  size = width // (3 * num_heads)
+  parts = product.reshape(batch, count, 3, num_heads, size)
+  mixed = np.zeros((batch, count, num_heads, size))
+  for sample in range(batch):
+    for head in range(num_heads):
+      queries, keys, values = parts[sample, :, :, head].transpose(1, 0, 2)
+      weights = np.exp(queries @ keys.T / np.sqrt(size))
+      mixed[sample, :, head] = weights / weights.sum(axis=1, keepdims=True) @ values
+  return mixed.reshape(batch, count, -1)
+
+
+@pytest.mark.parametrize("count", [1, 32, 150])
+def test_the_kernel_equals_attention_by_hand(count):
+  packed = _packed(2, count, 2, 16)
+  found = jax.jit(functools.partial(packed_attention.attend_packed, 2, True))(packed)
+  np.testing.assert_allclose(found, _by_hand(packed, 2), atol=2e-6)
+
+
+def test_gradients_are_those_of_the_plain_operations():
+  packed = _packed(2, 5, 2, 16)
+  weights = jax.random.normal(jax.random.key(1), (2, 5, 32))
+
+  def plain(packed):
+    mixed = jax.nn.dot_product_attention(*packed_attention.parted(packed, 2))
+    return (mixed.reshape(2, 5, -1) * weights).sum()
+
+  def ours(packed):
+    return (packed_attention.attend_packed(2, True, packed) * weights).sum()
+
+  got, want = jax.jit(jax.grad(ours))(packed), jax.jit(jax.grad(plain))(packed)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+
+
+def test_devices_keep_the_samples_that_they_have():
+  packed = _packed(4, 9, 2, 16)
+  want = packed_attention.attend_packed(2, True, packed)
+  mesh = sharding.make_mesh(jax.devices()[:4])
+  placed = Branch(
+    sharding.put_batch(mesh, {"product": packed.product})["product"],
+    jax.device_put(packed.shift, sharding.replicated(mesh)),
+  )
+  compiled = (
+    jax.jit(functools.partial(packed_attention.attend_packed, 2, True)).lower(placed).compile()
+  )
+  found = compiled(placed)
+  np.testing.assert_allclose(found, want, atol=1e-6)
+  assert found.sharding.spec[0] == placed.product.sharding.spec[0]
+  assert "all-gather" not in compiled.as_text()
+
+
+def test_the_network_is_the_same_with_the_kernel(monkeypatch):
+  model = OSTrack(
+    variant="custom", width=32, depth=2, num_heads=2, template_size=32, search_size=64,
+    elimination_layers=(1,), keep_ratios=(0.7,), head_channels=16,
+  )  # fmt: skip
+  images = [jax.random.normal(jax.random.key(0), (2, side, side, 3)) for side in (32, 64)]
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *images)
+  draw = np.random.default_rng(0)
+  variables = jax.tree.map(lambda x: np.float32(draw.normal(0, 0.2, x.shape)), shapes)
+  want = jax.jit(model.apply)(variables, *images)
+  calls = []
+
+  def attend(num_heads, interpret, packed):
+    calls.append(packed.product.shape)
+    return packed_attention.attend_packed(num_heads, True, packed)
+
+  class Kernels:
+    parted = staticmethod(packed_attention.parted)
+    suits = staticmethod(lambda batch, dtype, head_size: (batch, head_size) == (2, 16))
+    attend_packed = staticmethod(attend)
+
+  monkeypatch.setattr(self_attention, "packed_attention", Kernels)
+  found = jax.jit(model.apply)(variables, *images)
+  assert calls == [(2, 20, 96), (2, 20, 96)]
+  for got, expected in ((found.score_map, want.score_map), (found.size_map, want.size_map)):
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+  np.testing.assert_array_equal(found.removed[0], want.removed[0])
+
+
+def test_the_kernel_runs_on_cuda_alone_for_few_samples_in_half_precision(monkeypatch):
+  monkeypatch.setattr(attention, "_has_kernels", lambda: True)
+  assert packed_attention.suits(1, jnp.bfloat16, 64)
+  assert not packed_attention.suits(8, jnp.bfloat16, 64)
+  assert not packed_attention.suits(1, jnp.float32, 64)
+  assert not packed_attention.suits(1, jnp.bfloat16, 48)
+  monkeypatch.setattr(attention, "_has_kernels", lambda: False)
+  assert not packed_attention.suits(1, jnp.bfloat16, 64)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="compiled kernels need CUDA")
+@pytest.mark.parametrize(("count", "num_heads"), [(320, 12), (153, 12), (720, 6)])
+def test_the_compiled_kernel_equals_the_plain_operations(count, num_heads):
+  packed = _packed(1, count, num_heads, 64, jnp.bfloat16)
+  found = jax.jit(functools.partial(packed_attention.attend_packed, num_heads, False))(packed)
+  np.testing.assert_allclose(np.asarray(found, np.float32), _by_hand(packed, num_heads), atol=2**-6)
