@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
   "Checkpoint": "ostrack_jax.loading",
   "load": "ostrack_jax.loading",
+  "LongTermSettings": "ostrack_jax.tracking.long_term",
   "MultiTracker": "ostrack_jax.tracking.multi_tracker",
   "Tracker": "ostrack_jax.tracking.tracker",
   "TrackResult": "ostrack_jax.tracking.tracker",

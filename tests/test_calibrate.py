@@ -13,7 +13,7 @@ from absl import flags
 from data_pipelines.procedural_video import ProceduralVideoSettings, render_sequence
 from ostrack_jax import Tracker, calibrate, load, loading
 from ostrack_jax.evaluation import calibration_report
-from ostrack_jax.tracking import confidence, confidence_samples
+from ostrack_jax.tracking import confidence, confidence_samples, target_removal
 
 
 @dataclasses.dataclass
@@ -155,7 +155,7 @@ def test_a_head_without_a_score_map_cannot_be_calibrated():
 def test_a_removed_target_leaves_the_background_of_its_place():
   video, dark = _bright()
   for seed in range(5):
-    hidden = confidence_samples.without_target(video, 2, np.random.default_rng(seed))
+    hidden = target_removal.without_target(video, 2, np.random.default_rng(seed))
     np.testing.assert_array_equal(hidden, dark)
   assert video.frames[2].max() == 255
 
@@ -163,17 +163,17 @@ def test_a_removed_target_leaves_the_background_of_its_place():
 def test_a_target_that_stays_in_its_place_is_covered_by_what_lies_beside_it():
   video, _ = _bright(step=0)
   for seed in range(4):
-    hidden = confidence_samples.without_target(video, 2, np.random.default_rng(seed))
+    hidden = target_removal.without_target(video, 2, np.random.default_rng(seed))
     assert hidden.max() < 90
 
 
 def test_a_target_without_a_place_or_as_large_as_its_frame_is_not_removed():
   video, _ = _bright(step=0)
   video.boxes_xywh[:] = [10, 10, 180, 140]
-  assert confidence_samples.without_target(video, 2, np.random.default_rng(0)) is None
+  assert target_removal.without_target(video, 2, np.random.default_rng(0)) is None
   video, _ = _bright()
   video.visible[2] = False
-  assert confidence_samples.without_target(video, 2, np.random.default_rng(0)) is None
+  assert target_removal.without_target(video, 2, np.random.default_rng(0)) is None
 
 
 def test_only_crops_that_count_as_present_show_the_target(calibrated, monkeypatch):

@@ -16,10 +16,9 @@ from ostrack_jax.tracking.confidence_samples import (
   TRACKS,
   Observer,
   Sample,
-  Sequenced,
   of_kinds,
-  usable_frames,
 )
+from ostrack_jax.tracking.target_removal import Sequenced, usable_frames
 
 
 def draw(

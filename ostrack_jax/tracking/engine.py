@@ -222,3 +222,12 @@ def follow_sequence(
   except ValueError as error:
     raise ValueError(f"frame {len(boxes_xywh)}: {error}") from error
   return SequenceResult(np.stack(boxes_xywh), np.array(scores), time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def frame_named(index: int) -> Iterator[None]:
+  """Put a frame's number before a ValueError's words."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"frame {index}: {error}") from error

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from ostrack_jax.models import candidates, head
 from ostrack_jax.tracking import confidence, cutting, device_crop, engine, motion
-from ostrack_jax.tracking.result import TrackedObjects, TrackResult, result_of
+from ostrack_jax.tracking.long_term import LongTermSettings, Recovery
+from ostrack_jax.tracking.result import PendingFrame, TrackedObjects, TrackResult, result_of
 from ostrack_jax.tracking.tracker import (
   advance,
   locate,
@@ -21,27 +21,11 @@ from ostrack_jax.tracking.tracker import (
   tracking_factors,
 )
 from ostrack_jax.tracking.weights import TrackableCheckpoint, prepare
+from ostrack_jax.tracking.wide_search import Templates, WideSearch
 
 # Where cutting takes nothing from the network.
 _PLATFORMS_THAT_CUT = ("gpu", "tpu")
 _FRAMES_ON_THEIR_WAY = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Step:
-  """A frame that was handed to the network.
-
-  found: [max_objects, 5 or 6] boxes, scores and, with a calibrator, confidences, perhaps not yet computed;
-    None without objects.
-  started: the objects that start here.
-  """
-
-  index: int
-  image: np.ndarray
-  lanes: dict[int, int]
-  found: np.ndarray | jax.Array | None
-  started: dict[int, TrackResult]
-  seconds: float
 
 
 class MultiTracker:
@@ -56,9 +40,10 @@ class MultiTracker:
     search_factor, template_factor: as for Tracker.
     cut_on_device: cut search regions there and keep the boxes there, in float32, as Tracker.follow does;
       by default on GPUs and TPUs. Boxes are the same until a rounded crop first differs.
+    long_term: what to do after a loss; None follows as the official tracker does, whatever it sees.
 
   Raises:
-    ValueError: max_objects is below 1; and as Tracker does.
+    ValueError: max_objects is below 1; long_term without a calibrator; and as Tracker does.
   """
 
   def __init__(
@@ -68,6 +53,7 @@ class MultiTracker:
     search_factor: float | None = None,
     template_factor: float | None = None,
     cut_on_device: bool | None = None,
+    long_term: LongTermSettings | None = None,
   ):
     if max_objects < 1:
       raise ValueError(f"max_objects {max_objects} is too small; expected at least 1")
@@ -91,10 +77,15 @@ class MultiTracker:
       grid = template_size // candidates.PATCH_SIZE
       self._template_mask = np.ones((max_objects, grid**2), bool)
     # Of templates and masks; None once a lane has changed.
-    self._on_device: tuple[jax.Array, jax.Array | None] | None = None
+    self._on_device: Templates | None = None
     self.cut_on_device = (
       self._device.platform in _PLATFORMS_THAT_CUT if cut_on_device is None else cut_on_device
     )
+    self._recovery = None
+    if long_term is not None:
+      look = self.model, self._weights, self._window, self._weighing, self.search_factor
+      search = WideSearch(*look, batch=long_term.windows, cut_on_device=self.cut_on_device)
+      self._recovery = Recovery(long_term, self.calibrator, search)
     # On the device those of the frame handed to it last, here those found last.
     self._boxes_xywh: np.ndarray | jax.Array = np.tile([0.0, 0.0, 1.0, 1.0], (max_objects, 1))
     if self.cut_on_device:
@@ -108,6 +99,11 @@ class MultiTracker:
   def objects(self) -> tuple[int, ...]:
     """The objects that are followed now, in the order of their coming."""
     return tuple(self._lanes)
+
+  @property
+  def lost(self) -> tuple[int, ...]:
+    """Those of them that were lost and are sought; () without long_term."""
+    return () if self._recovery is None else tuple(filter(self._recovery.is_lost, self._lanes))
 
   def add(self, frame, box_xywh) -> int:
     """Start following another object; return its number. The other objects stay where they are.
@@ -145,20 +141,27 @@ class MultiTracker:
     self._template[lane] = template
     if self._template_mask is not None:
       self._template_mask[lane] = template_mask(self.model, box, resize_factor)
-    if isinstance(self._boxes_xywh, np.ndarray):
-      self._boxes_xywh[lane] = box
-    else:
-      self._boxes_xywh = _with_row(self._boxes_xywh, lane, box.astype(np.float32))
+    self._put(lane, box)
     self._on_device = None
     number, self._next_id = self._next_id, self._next_id + 1
     self._lanes[number] = lane
+    if self._recovery is not None:
+      self._recovery.watch(number, box)
     return number
+
+  def _put(self, lane: int, box_xywh: np.ndarray) -> None:
+    if isinstance(self._boxes_xywh, np.ndarray):
+      self._boxes_xywh[lane] = box_xywh
+    else:
+      self._boxes_xywh = _with_row(self._boxes_xywh, lane, box_xywh.astype(np.float32))
 
   def remove(self, number: int) -> None:
     """Stop following an object; raises KeyError where it is not followed."""
     if number not in self._lanes:
       raise KeyError(f"object {number} is not followed; those that are: {list(self._lanes)}")
     del self._lanes[number]
+    if self._recovery is not None:
+      self._recovery.forget(number)
 
   def update(self, frame) -> dict[int, TrackResult]:
     """Find all objects in the next frame, by one call of the network. Without objects there is none.
@@ -168,22 +171,14 @@ class MultiTracker:
       RuntimeError: `track` has handed further frames to the device.
     """
     self._check_no_frames_on_their_way()
-    return self._results(self._lanes, self._find(frame))
+    return self._results(self._lanes, self._find(frame), frame)
 
   def _find(self, frame) -> np.ndarray | jax.Array | None:
-    """Hand a frame to the network; return what _Step calls found."""
+    """Hand a frame to the network; return what PendingFrame calls found."""
     if not self._lanes:
       return None
     frame = cutting.checked_frame(frame, self._frame_size)
-    if self._on_device is None:
-      # Copied, because the transfer may still be at work when the next object comes.
-      ours = (
-        self._template.copy(),
-        None if self._template_mask is None else self._template_mask.copy(),
-      )
-      template, mask = jax.device_put(ours, self._device)
-      self._on_device = remember(self.model, self._weights, template), mask
-    template, mask = self._on_device
+    template, mask = self._templates()
     if isinstance(self._boxes_xywh, np.ndarray):
       return self._find_around(frame, self._boxes_xywh, template, mask)
     search, side = device_crop.crop_squares(
@@ -206,6 +201,18 @@ class MultiTracker:
     )
     return found
 
+  def _templates(self) -> Templates:
+    """Return what the network needs of all lanes, on the device."""
+    if self._on_device is None:
+      # Copied, because the transfer may still be at work when the next object comes.
+      ours = (
+        self._template.copy(),
+        None if self._template_mask is None else self._template_mask.copy(),
+      )
+      template, mask = jax.device_put(ours, self._device)
+      self._on_device = remember(self.model, self._weights, template), mask
+    return self._on_device
+
   def _find_around(self, frame, boxes_xywh: np.ndarray, template, mask) -> np.ndarray:
     """Cut search regions here, and change the boxes to those that were found."""
     taken = list(self._lanes.values())
@@ -224,7 +231,7 @@ class MultiTracker:
     )
     return np.concatenate([boxes_xywh, found[:, 4:]], axis=1)
 
-  def _results(self, lanes: Mapping[int, int], found) -> dict[int, TrackResult]:
+  def _results(self, lanes: Mapping[int, int], found, frame) -> dict[int, TrackResult]:
     """Wait for what _find returned, and say it of every object that is still followed."""
     if found is None:
       return {}
@@ -239,7 +246,12 @@ class MultiTracker:
           "checkpoint's weights finite?"
         )
       box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
-      results[number] = result_of(box, score, sure, self.calibrator)
+      results[number] = result = result_of(box, score, sure, self.calibrator)
+      if self._recovery is not None:
+        judged = self._recovery.judged(number, result, frame, self._templates(), lane)
+        if judged is not result:
+          self._put(lane, judged.box_xywh)
+          results[number] = judged
     return results
 
   def track(
@@ -267,8 +279,10 @@ class MultiTracker:
       RuntimeError: another `track` has handed further frames to the device.
     """
     self._check_no_frames_on_their_way()
-    queued = _FRAMES_ON_THEIR_WAY if self.cut_on_device and not is_live else 0
-    pending: collections.deque[_Step] = collections.deque()
+    # After a loss the next frame waits for where to look.
+    waits = is_live or not self.cut_on_device or self._recovery is not None
+    queued = 0 if waits else _FRAMES_ON_THEIR_WAY
+    pending: collections.deque[PendingFrame] = collections.deque()
     error, count = None, 0
     with contextlib.closing(
       engine.read_ahead(frames, 1 if is_live else engine.FRAMES_AHEAD)
@@ -302,16 +316,16 @@ class MultiTracker:
 
   def _steps(
     self, images: Iterable[np.ndarray], boxes_by_frame: Mapping[int, Sequence]
-  ) -> Iterator[_Step]:
+  ) -> Iterator[PendingFrame]:
     for index, image in enumerate(images):
       began = time.perf_counter()
-      with _frame_named(index):
+      with engine.frame_named(index):
         lanes, found = dict(self._lanes), self._find(image)
         started = {
           self._add(image, box): TrackResult(np.array(box, np.float64), float("nan"))
           for box in boxes_by_frame.get(index, ())
         }
-      yield _Step(
+      yield PendingFrame(
         index=index,
         image=image,
         lanes=lanes,
@@ -320,10 +334,10 @@ class MultiTracker:
         seconds=time.perf_counter() - began,
       )
 
-  def _finished(self, step: _Step) -> TrackedObjects:
+  def _finished(self, step: PendingFrame) -> TrackedObjects:
     began = time.perf_counter()
-    with _frame_named(step.index):
-      results = self._results(step.lanes, step.found)
+    with engine.frame_named(step.index):
+      results = self._results(step.lanes, step.found, step.image)
     results |= step.started
     seconds = step.seconds + time.perf_counter() - began
     return TrackedObjects(index=step.index, image=step.image, results=results, seconds=seconds)
@@ -332,11 +346,3 @@ class MultiTracker:
 @jax.jit
 def _with_row(boxes_xywh, lane, box_xywh):
   return boxes_xywh.at[lane].set(box_xywh)
-
-
-@contextlib.contextmanager
-def _frame_named(index: int) -> Iterator[None]:
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f"frame {index}: {error}") from error

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from ostrack_jax.tracking.confidence import Calibrator
@@ -26,6 +27,27 @@ class TrackResult:
   score: float
   confidence: float | None = None
   visible: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PendingFrame:
+  """A frame that was handed to the network, which may still be at work.
+
+  Attributes:
+    index, image: as of TrackedObjects.
+    lanes: by object, its row of found.
+    found: [max_objects, 5 or 6] boxes, scores and, with a calibrator, confidences, perhaps not yet computed;
+      None without objects.
+    started: the objects that start here.
+    seconds: spent on it so far.
+  """
+
+  index: int
+  image: np.ndarray
+  lanes: dict[int, int]
+  found: np.ndarray | jax.Array | None
+  started: dict[int, TrackResult]
+  seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

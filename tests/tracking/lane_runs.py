@@ -1,5 +1,9 @@
 """What several tests of lanes share: lengths of sequences, a small network, and how either tracks."""
 
+import contextlib
+
+import jax
+
 from ostrack_jax.tracking import engine, frames, sharing
 from ostrack_jax.tracking.tracker import Tracker
 
@@ -21,3 +25,19 @@ def alone(checkpoint, sequence):
   images = (frames.read_image(path) for path in sequence.frames)
   found = engine.track_sequence(tracker, images, sequence.init_box_xywh)
   return found.boxes_xywh, found.scores
+
+
+@contextlib.contextmanager
+def compilations():
+  """Give a list that grows with every program that XLA compiles."""
+  compiled = []
+
+  def listen(event, duration, **_):
+    if event.endswith("backend_compile_duration"):
+      compiled.append(event)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield compiled
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from lane_runs import compilations
 
 from ostrack_jax import load
 from ostrack_jax.tracking import agreement, frames
@@ -119,19 +120,10 @@ def test_boxes_are_kept_in_a_frame_that_is_not_square(make_checkpoint, make_fram
 def test_nothing_compiles_behind_the_first_frame(make_checkpoint, images):
   tracker = Tracker(make_checkpoint(search_size=80))
   tracker.init(images[0], _BOX)
-  compiled = []
-
-  def listen(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-      compiled.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations() as compiled:
     list(tracker.follow(images[1:2]))
     first = len(compiled)
     list(tracker.follow(images[1:]))
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   assert 0 < first == len(compiled)
 
 

@@ -1,13 +1,12 @@
 """Several objects in one forward are followed as each alone."""
 
-import contextlib
 import dataclasses
 import threading
 
 import jax
 import numpy as np
 import pytest
-from lane_runs import SMALL
+from lane_runs import SMALL, compilations
 
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.tracker import Tracker
@@ -45,22 +44,6 @@ def _check_same(results, number, want):
   np.testing.assert_allclose([one.score for one in mine], scores, atol=1e-5)
 
 
-@contextlib.contextmanager
-def _compilations():
-  """Gives a list that grows with every program that XLA compiles."""
-  compiled = []
-
-  def listen(event, duration, **_):
-    if event.endswith("backend_compile_duration"):
-      compiled.append(event)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
-    yield compiled
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 _TWO_STREAMS = {
   "relation": "swintrack", "relation_layers": 1, "elimination_layers": (), "keep_ratios": (),
   "num_heads": 2,
@@ -78,7 +61,7 @@ def test_objects_that_come_and_go_are_followed_as_each_alone_and_compile_nothing
   checkpoint = make_checkpoint(**{**SMALL, **changes})
   tracker = MultiTracker(checkpoint, max_objects=3, cut_on_device=cut_on_device)
   assert tracker.update(images[0]) == {}
-  with _compilations() as compiled:
+  with compilations() as compiled:
     assert tracker.add(images[0], _BOXES[0]) == 0
     results = [tracker.update(images[1])]
     first = len(compiled)

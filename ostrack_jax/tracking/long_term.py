@@ -1,0 +1,217 @@
+"""After a loss: the box is frozen, and the target sought all over the frame, step by step.
+
+Off unless asked for; nothing of it is in the paper or in the official tracker. Whether a target is lost,
+and whether what was found is it, says the calibrated confidence (confidence.py), so a calibrator is needed.
+wide_search.py does the looking.
+"""
+
+import collections
+import dataclasses
+import math
+
+import numpy as np
+
+from ostrack_jax.tracking.confidence import Calibrator
+from ostrack_jax.tracking.result import TrackResult
+from ostrack_jax.tracking.wide_search import Templates, WideSearch
+
+_LEAST = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongTermSettings:
+  """When a target is lost, and when it is found again.
+
+  Odds are multiples of those of the calibrator's threshold, above which a target is visible.
+
+  Attributes:
+    loss_odds: a target is lost when the geometric mean of its odds is at most this,
+    patience: over so many frames. Most trackers that are in doubt find back by themselves.
+    accept_odds: a found target needs more than these.
+    proof: a target that had them in fewer frames is not given up: it could not be found again either, and
+      in video of a kind that the calibrator does not know none may have them.
+    windows: places looked at in a frame while a target is lost, all in one forward.
+
+  Raises:
+    ValueError: a number out of range.
+  """
+
+  loss_odds: float = 0.05
+  patience: int = 15
+  accept_odds: float = 1.3
+  proof: int = 3
+  windows: int = 16
+
+  def __post_init__(self):
+    if not 0 < self.loss_odds <= 1:
+      raise ValueError(f"loss_odds {self.loss_odds} must lie above 0 and not above 1")
+    if not 1 <= self.accept_odds < math.inf:
+      raise ValueError(
+        f"accept_odds {self.accept_odds} must be at least 1: stricter than what is visible"
+      )
+    for name in ("patience", "proof", "windows"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} {getattr(self, name)} is too small; expected at least 1")
+
+
+def with_odds(probability: float, factor: float) -> float:
+  """Return the probability whose odds are `factor` times those of another one."""
+  return probability * factor / (1 - probability + probability * factor)
+
+
+def search_windows(box_xywh, search_factor: float, frame_size: tuple[int, int]) -> np.ndarray:
+  """Return boxes to look around for a target that left another box: [n, 4] pixels, perhaps none.
+
+  They are as large as that box and lie on a grid around it, half a search region apart, so that regions
+  overlap by half and each pixel of the frame is in the middle half of one, or of the one around the box
+  itself, which is not among them. Those around it come first, then the next ring, to the frame's border.
+
+  Args:
+    box_xywh: [4] where the target was last, pixels, its centre in the frame.
+    search_factor: side of a search region over the root of the box's area.
+    frame_size: (height, width).
+  """
+  x, y, w, h = (float(value) for value in box_xywh)
+  step = 0.5 * search_factor * math.sqrt(w * h)
+  columns, rows = (
+    np.arange(-_steps(centre, step), _steps(length - centre, step) + 1)
+    for centre, length in ((x + 0.5 * w, frame_size[1]), (y + 0.5 * h, frame_size[0]))
+  )
+  cells = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
+  rings, distances = np.abs(cells).max(axis=1), np.square(cells).sum(axis=1)
+  cells = cells[np.lexsort((distances, rings))][1:]
+  corners = np.array([x, y]) + step * cells
+  return np.concatenate([corners, np.broadcast_to([w, h], corners.shape)], axis=1)
+
+
+def _steps(distance: float, step: float) -> int:
+  # A window answers for half a step on either side of its centre.
+  return max(0, math.ceil(distance / step - 0.5))
+
+
+@dataclasses.dataclass
+class _Loss:
+  """A target that is sought.
+
+  box_xywh: [4] where it was. windows: of search_windows. templates: the target's, for all windows.
+  at: the window to look at next.
+  """
+
+  box_xywh: np.ndarray
+  windows: np.ndarray
+  templates: Templates
+  at: int = 0
+
+  def next_windows(self, count: int) -> np.ndarray:
+    """Return the next ones, at most [count, 4]; behind the last comes the first again."""
+    rows = (self.at + np.arange(min(count, len(self.windows)))) % max(1, len(self.windows))
+    self.at += len(rows)
+    return self.windows[rows]
+
+
+@dataclasses.dataclass
+class _Watched:
+  """A target that is followed.
+
+  box_xywh: [4] where it was last visible. log_odds: of the last frames, at most settings.patience.
+  sure: how many frames had settings.accept_odds.
+  """
+
+  box_xywh: np.ndarray
+  log_odds: collections.deque[float]
+  sure: int = 0
+  loss: _Loss | None = None
+
+
+class Recovery:
+  """Watches targets, and seeks those that are lost.
+
+  Args:
+    calibrator: None raises.
+    search: with a batch of settings.windows.
+
+  Raises:
+    ValueError: there is no calibrator.
+  """
+
+  def __init__(self, settings: LongTermSettings, calibrator: Calibrator | None, search: WideSearch):
+    if calibrator is None:
+      raise ValueError(
+        "the long-term mode needs a confidence, and this checkpoint has no calibrator that fits; fit one with "
+        "python -m ostrack_jax.calibrate"
+      )
+    self.settings = settings
+    self._search = search
+    self._loss_below = _log_odds(calibrator.threshold) + math.log(settings.loss_odds)
+    self._accept_above = with_odds(calibrator.threshold, settings.accept_odds)
+    self._watched: dict[int, _Watched] = {}
+
+  def watch(self, number: int, box_xywh: np.ndarray) -> None:
+    """Begin with an object, [4] pixels."""
+    self._watched[number] = self._followed_from(box_xywh)
+
+  def _followed_from(self, box_xywh: np.ndarray, sure: int = 0) -> _Watched:
+    log_odds = collections.deque[float](maxlen=self.settings.patience)
+    return _Watched(box_xywh=box_xywh, log_odds=log_odds, sure=sure)
+
+  def forget(self, number: int) -> None:
+    """End with an object."""
+    del self._watched[number]
+
+  def is_lost(self, number: int) -> bool:
+    """Return whether an object is sought."""
+    return self._watched[number].loss is not None
+
+  def judged(
+    self, number: int, result: TrackResult, frame: np.ndarray, templates: Templates, lane: int
+  ) -> TrackResult:
+    """Return what to say of a frame, and from which box to go on: the result itself unless the target is lost.
+
+    Args:
+      result: what was found around the last box that this returned.
+      frame: as for Tracker.update.
+      templates, lane: of all lanes, and which is the object's.
+    """
+    watched = self._watched[number]
+    if watched.loss is None:
+      self._note(watched, result)
+      if not self._is_given_up(watched):
+        return result
+      factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
+      windows = search_windows(watched.box_xywh, factor, frame.shape[:2])
+      watched.loss = _Loss(box_xywh=watched.box_xywh, windows=windows, templates=templates)
+    loss, best = watched.loss, result
+    if not self._is_accepted(best):
+      found = self._search.find(
+        frame, loss.next_windows(self.settings.windows), loss.box_xywh[2:], loss.templates
+      )
+      best = max(best, *found, key=_confidence)
+    if self._is_accepted(best):
+      self._watched[number] = self._followed_from(best.box_xywh, sure=self.settings.proof)
+      return dataclasses.replace(best, visible=True)
+    return dataclasses.replace(best, box_xywh=loss.box_xywh.copy(), visible=False)
+
+  def _note(self, watched: _Watched, result: TrackResult) -> None:
+    watched.sure += self._is_accepted(result)
+    watched.log_odds.append(_log_odds(_confidence(result)))
+    if result.visible:
+      watched.box_xywh = result.box_xywh
+
+  def _is_given_up(self, watched: _Watched) -> bool:
+    is_proven = watched.sure >= self.settings.proof
+    is_judged = len(watched.log_odds) == self.settings.patience
+    return is_proven and is_judged and float(np.mean(watched.log_odds)) <= self._loss_below
+
+  def _is_accepted(self, result: TrackResult) -> bool:
+    return _confidence(result) > self._accept_above
+
+
+def _confidence(result: TrackResult) -> float:
+  assert result.confidence is not None
+  return result.confidence
+
+
+def _log_odds(probability: float) -> float:
+  # One frame must not be able to condemn a whole track.
+  probability = min(max(probability, _LEAST), 1 - _LEAST)
+  return math.log(probability / (1 - probability))
