@@ -142,16 +142,23 @@ def _load(path: pathlib.Path, num_heads: int | None) -> Checkpoint:
     return _load_folder(path.parent.parent, num_heads, int(path.name))
   if path.is_dir():
     return _load_folder(path, num_heads)
-  if (_SHIPPED / path).is_dir() and not path.exists():
+  if is_shipped(path):
     return _load_folder(_SHIPPED / path, num_heads)
   if not path.exists():
     raise FileNotFoundError(
-      f"there is no checkpoint {path}; give a folder, an official file, or what ships with the package "
-      f"({', '.join(shipped_names())})"
+      f"there is no checkpoint {path}; give a folder or file that exists, or what ships with the package "
+      f"({', '.join(shipped_names())}); official files, such as OSTrack_ep0300.pth.tar of "
+      "vitb_256_mae_ce_32x4_ep300, are linked from https://github.com/botaoye/OSTrack, may lie anywhere, and load as "
+      "they are or, converted once (python -m ostrack_jax.convert --input=FILE --output=DIR), from that folder"
     )
   return Checkpoint(
     *weight_files.read_file(path, FileOptions(num_heads=num_heads), allow_encoder=False)
   )
+
+
+def is_shipped(path: str | os.PathLike) -> bool:
+  """Return whether `load` would read a checkpoint that ships with the package."""
+  return (_SHIPPED / path).is_dir() and not pathlib.Path(path).exists()
 
 
 def shipped_names() -> list[str]:

@@ -5,6 +5,16 @@ from typing import Any
 
 from absl import flags
 
+CHECKPOINT_HELP = (
+  "converted folder, training work folder or its checkpoints/STEP, official .pth/.pth.tar file, or ostrack_tiny, "
+  "which ships with the package"
+)
+SHIPPED = "ostrack_tiny"
+SHIPPED_NOTE = (
+  "a toy of 2 MB that has seen procedural video alone; real video needs other weights, see 'Official weights' in "
+  "the README"
+)
+
 
 def define(own: flags.FlagValues) -> None:
   """Define the flags among a command's own."""

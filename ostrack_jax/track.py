@@ -33,8 +33,8 @@ _Box = tuple[float, float, float, float]
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string(
-  "checkpoint", None, "converted folder, training work folder or its checkpoints/STEP, or official .pth/.pth.tar file", flag_values=FLAGS
-)  # fmt: skip
+  "checkpoint", None, f"{network_flags.CHECKPOINT_HELP} and is the default", flag_values=FLAGS
+)
 flags.DEFINE_string(
   "source", None, "video file, folder of images, pattern of images ('clip/*.png'), a camera's number, or - for raw frames on standard input", flag_values=FLAGS
 )  # fmt: skip
@@ -67,6 +67,9 @@ flags.DEFINE_integer("trail", 0, "frames back that an object's way is drawn", fl
 flags.DEFINE_bool("inset", False, "show the search regions along the lower edge", flag_values=FLAGS)
 flags.DEFINE_float(
   "search_factor", None, "search region side over root of box area; default: the checkpoint's", flag_values=FLAGS
+)  # fmt: skip
+flags.DEFINE_bool(
+  "long_term", False, "seek lost targets in the whole frame, their boxes frozen meanwhile; needs a calibrator", flag_values=FLAGS
 )  # fmt: skip
 network_flags.define(FLAGS)
 
@@ -212,7 +215,7 @@ def _check_starts(starts: Mapping[int, object], count: int, name: str) -> None:
 
 
 def _track() -> int:
-  absent = [f"--{name}" for name in ("checkpoint", "source") if not FLAGS[name].value]
+  absent = [] if FLAGS.source else ["--source"]
   if not (FLAGS.init_box or FLAGS.init_boxes):
     absent.append("--init_box")
   if absent:
@@ -225,12 +228,18 @@ def _track() -> int:
   if isinstance(frames, ImageFrames):
     _check_starts(starts, len(frames), frames.name)
   # Late, so that a wrong argument is named at once.
-  from ostrack_jax import MultiTracker, load
+  from ostrack_jax import LongTermSettings, MultiTracker, load
 
+  if not FLAGS.checkpoint:
+    print(
+      f"ostrack-track: no --checkpoint, so {network_flags.SHIPPED} tracks: {network_flags.SHIPPED_NOTE}",
+      file=sys.stderr,
+    )
   tracker = MultiTracker(
-    load(FLAGS.checkpoint, **how),
+    load(FLAGS.checkpoint or network_flags.SHIPPED, **how),
     max_objects=count,
     search_factor=FLAGS.search_factor,
+    long_term=LongTermSettings() if FLAGS.long_term else None,
   )
   drawing = dataclasses.replace(drawing, search_factor=tracker.search_factor)
   outputs = _outputs(paths, drawing, frames)

@@ -8,7 +8,17 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-COMMANDS = {"train", "convert", "track", "visualize", "evaluate", "compare", "pack", "calibrate"}
+COMMANDS = {
+  "train",
+  "convert",
+  "track",
+  "visualize",
+  "evaluate",
+  "compare",
+  "pack",
+  "calibrate",
+  "demo",
+}
 # A room and the project modules it may import; its own always.
 ALLOWED = {
   "ostrack_jax.boxes": set(),
@@ -33,6 +43,15 @@ ALLOWED = {
     "ostrack_jax.boxes",
     "ostrack_jax.annotations",
   },
+  "ostrack_jax.web": {
+    "ostrack_jax.tracking",
+    "ostrack_jax.loading",
+    "ostrack_jax.network_figures",
+    "ostrack_jax.track_drawing",
+    "ostrack_jax.track_outputs",
+    "ostrack_jax.visualization",
+    "data_pipelines.procedural_video",
+  },
   "data_pipelines": {
     "ostrack_jax.boxes",
     "ostrack_jax.crop",
@@ -47,6 +66,7 @@ ALLOWED = {
 FLAX_LINEN = ("ostrack_jax.models", "ostrack_jax.training.state", "ostrack_jax.training.step")
 ORBAX = ("ostrack_jax.training.checkpoint", "ostrack_jax.training.checkpoint_store")
 TORCH = ("ostrack_jax.weights.torch_file",)
+GRADIO = ("ostrack_jax.web.page",)
 NUMPY_ONLY = {
   "ostrack_jax.boxes": set(),
   "ostrack_jax.crop": {"numpy", "cv2"},
@@ -120,7 +140,13 @@ def test_nothing_imports_a_command():
 
 @pytest.mark.parametrize(
   ("package", "rooms"),
-  [("flax.linen", FLAX_LINEN), ("orbax", ORBAX), ("torch", TORCH), ("tensorflow", ())],
+  [
+    ("flax.linen", FLAX_LINEN),
+    ("orbax", ORBAX),
+    ("torch", TORCH),
+    ("tensorflow", ()),
+    ("gradio", GRADIO),
+  ],
 )
 def test_packages_stay_in_their_rooms(package, rooms):
   for name, path in MODULES.items():

@@ -13,6 +13,7 @@ import ostrack_jax
 from ostrack_jax import command_line, track, track_outputs, visualization
 from ostrack_jax.tracking import cutting
 from ostrack_jax.tracking.frames import open_frames
+from ostrack_jax.tracking.long_term import LongTermSettings
 from ostrack_jax.tracking.multi_tracker import TrackedObjects
 from ostrack_jax.tracking.tracker import TrackResult
 
@@ -23,7 +24,7 @@ class _Shifting:
   # Whether the source was called live, by the tracks in turn.
   live: ClassVar[list[bool]] = []
 
-  def __init__(self, checkpoint=None, max_objects=1, search_factor=None):
+  def __init__(self, checkpoint=None, max_objects=1, search_factor=None, long_term=None):
     self.max_objects, self.search_factor = max_objects, search_factor or 4.0
     self.calibrated = {}
 
@@ -216,7 +217,7 @@ def test_a_broken_frame_leaves_no_output(clip, tmp_path, command):
   ("changes", "message"),
   [
     ({"--source": None}, "--source missing"),
-    ({"--checkpoint": None, "--init_box": None}, "--checkpoint and --init_box missing"),
+    ({"--source": None, "--init_box": None}, "--source and --init_box missing"),
     ({"--boxes": None}, "give --output=OUT.mp4, --boxes=OUT.csv, --json=OUT.jsonl"),
     ({"--init_box": "1,2,3"}, "--init_box=1,2,3 must be four numbers"),
     ({"--init_box": "1,2,3,wide"}, "must be four numbers"),
@@ -313,13 +314,14 @@ def test_what_is_asked_for_reaches_the_network_the_tracker_and_the_drawing(
   common += (f"--boxes={tmp_path / 'o.csv'}",)
   assert command(*common)[0] == 0
   asked = ("--search_factor=3.5", "--keep_ratios=0.9,0.5", "--elimination_layers=3,6")
-  assert command(*common, *asked, "--dtype=bfloat16", "--num_heads=2")[0] == 0
+  assert command(*common, *asked, "--dtype=bfloat16", "--num_heads=2", "--long_term")[0] == 0
   names = ("keep_ratios", "elimination_layers", "dtype", "num_heads")
   assert loaded == [
     dict.fromkeys(names),
     dict(zip(names, [(0.9, 0.5), (3, 6), "bfloat16", 2])),
   ]
   assert [one["search_factor"] for one in made] == [None, 3.5]
+  assert [one["long_term"] for one in made] == [None, LongTermSettings()]
   # Of the first, what the tracker has by itself.
   assert [one.search_factor for one in drawn] == [4.0, 3.5]
   assert _Shifting.live == [False, False]
