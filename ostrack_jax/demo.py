@@ -100,8 +100,11 @@ def _serve(stop: threading.Event) -> int:
   how = network_flags.load_arguments(FLAGS)
   port = find_port(FLAGS.host, FLAGS.port)
   with tempfile.TemporaryDirectory(prefix="ostrack-demo-", ignore_cleanup_errors=True) as name:
-    folder = pathlib.Path(name)
-    _keep_offline(folder)
+    # Apart, since a visitor can hand in as an upload whatever lies in Gradio's folder.
+    visitors, place = pathlib.Path(name, "visitors"), pathlib.Path(name, "examples")
+    visitors.mkdir()
+    place.mkdir()
+    _keep_offline(visitors)
     page = _import_page()
     # Late, so that a wrong argument is named at once.
     from ostrack_jax import MultiTracker, load, loading
@@ -117,8 +120,6 @@ def _serve(stop: threading.Event) -> int:
     MultiTracker(checkpoint, 1, FLAGS.search_factor)
     if visualization.default_codec() != "h264":
       print("browsers will not play the videos; for H.264: pip install av", file=sys.stderr)
-    place = folder / "examples"
-    place.mkdir()
     found = (
       examples.find(pathlib.Path(FLAGS.examples), place)
       if FLAGS.examples
@@ -131,7 +132,7 @@ def _serve(stop: threading.Event) -> int:
       note=f", {network_flags.SHIPPED_NOTE}" if is_toy else "",
       search_factor=FLAGS.search_factor,
     )
-    sessions = session.Sessions(folder, limits)
+    sessions = session.Sessions(visitors, limits)
     blocks = page.build(network, sessions, found)
     address = page.launch(blocks, limits, FLAGS.host, port)
     try:

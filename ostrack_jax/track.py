@@ -230,13 +230,15 @@ def _track() -> int:
   # Late, so that a wrong argument is named at once.
   from ostrack_jax import LongTermSettings, MultiTracker, load
 
-  if not FLAGS.checkpoint:
+  # One that is empty is a mistake, as of a variable in a script.
+  is_given = FLAGS.checkpoint is not None
+  if not is_given:
     print(
       f"ostrack-track: no --checkpoint, so {network_flags.SHIPPED} tracks: {network_flags.SHIPPED_NOTE}",
       file=sys.stderr,
     )
   tracker = MultiTracker(
-    load(FLAGS.checkpoint or network_flags.SHIPPED, **how),
+    load(FLAGS.checkpoint if is_given else network_flags.SHIPPED, **how),
     max_objects=count,
     search_factor=FLAGS.search_factor,
     long_term=LongTermSettings() if FLAGS.long_term else None,

@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 
 import pytest
 
 from ostrack_jax import command_line, demo, web
+from ostrack_jax.web.clips import Limits
 
 
 @pytest.fixture
@@ -99,6 +101,22 @@ def test_the_first_free_port_is_taken(monkeypatch):
       demo.find_port("127.0.0.1", None)
 
 
+@pytest.mark.parametrize(
+  ("host", "name"), [("::1", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")]
+)
+def test_an_ipv6_address_is_in_brackets_as_in_addresses_of_pages(host, name):
+  page = pytest.importorskip("ostrack_jax.web.page")
+
+  class Blocks:
+    def queue(self, **_):
+      return self
+
+    def launch(self, **options):
+      return None, options["server_name"], None
+
+  assert page.launch(Blocks(), Limits(), host, 7860) == name
+
+
 def test_it_serves_this_machine_alone_until_ctrl_c_and_leaves_nothing(tmp_path):
   # A process of its own, since uvicorn sets up the logging of the whole process anew.
   with socket.socket() as free:
@@ -117,6 +135,12 @@ def test_it_serves_this_machine_alone_until_ctrl_c_and_leaves_nothing(tmp_path):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as page:
       text = page.read().decode()
     assert "ostrack_tiny" in text and "a toy of 2 MB" in text
+    # What lies in the folder that is served could be handed in as an upload, and so taken from the others.
+    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+      urllib.request.urlopen(
+        f"http://127.0.0.1:{port}/gradio_api/file={folder}/examples/dim_light.mp4", timeout=30
+      )
+    refused.value.close()
     with socket.socket() as other:
       # Bound to one address alone, the port is free at another of this machine's.
       other.bind(("127.0.0.2", port))

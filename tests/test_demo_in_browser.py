@@ -74,7 +74,7 @@ def server(tmp_path_factory):
     line = process.stdout.readline()
     assert line.startswith("the page is at http://127.0.0.1:"), line
     (temporary,) = folder.glob("ostrack-demo-*")
-    yield types.SimpleNamespace(address=line.split()[4], folder=temporary)
+    yield types.SimpleNamespace(address=line.split()[4], folder=temporary / "visitors")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     assert list(folder.glob("ostrack-demo-*")) == []
@@ -238,16 +238,22 @@ def test_boxes_by_numbers_and_the_list_of_objects(visitor, video):
   page.click("#add")
   (row,) = _rows(page, 1)
   assert row == ["object 0", "from frame 4", "30 x 41 pixels at 12.5, 20"]
+  page.click("#elimination input")
+  page.get_by_role("option", name="of object 0").click()
   _step(page, 0)
+  page.locator("#frame .stage").scroll_into_view_if_needed()
   _drag(page, *TARGET)
   # Counted in the order in which they start.
   assert [row[1] for row in _rows(page, 2)] == ["from frame 0", "from frame 4"]
+  chosen = page.locator("#elimination input")
+  _wait(lambda: chosen.input_value() == "of object 1")
   page.locator("#objects button[data-does=show]").nth(1).click()
   page.locator("#frame .stage[aria-label^='Frame 4;']").wait_for()
   assert page.locator("#frame text").text_content() == "1"
   page.locator("#objects button[data-does=remove]").nth(0).click()
   assert [row[1] for row in _rows(page, 1)] == ["from frame 4"]
   assert page.locator("#frame text").text_content() == "0"
+  _wait(lambda: chosen.input_value() == "of object 0")
 
 
 def test_what_cannot_be_done_is_said_in_a_sentence(visitor, video, tmp_path):
@@ -293,6 +299,7 @@ def test_two_visitors_tracks_do_not_mix(visitor, browser, server, video, tmp_pat
     # As many as in the first test, so that nothing compiles again.
     _drag(page, 100, 70, width, 36)
     _rows(page, 2)
+  assert len(list(server.folder.glob("session-*"))) == 2
   for page in (first, second):
     page.click("#track")
   for page, width in ((first, 40), (second, 30)):

@@ -27,6 +27,17 @@ def test_a_name_of_the_package_means_a_folder_here_first(tmp_path, monkeypatch):
     loading.load("ostrack_tiny")
 
 
+def test_an_empty_checkpoint_is_a_mistake_and_not_the_one_that_ships(tmp_path, monkeypatch):
+  cv2.imwrite(str(tmp_path / "0.png"), np.zeros((96, 128, 3), np.uint8))
+  monkeypatch.chdir(tmp_path)
+  track.FLAGS.unparse_flags()
+  for name in track.FLAGS:
+    track.FLAGS[name].unparse()
+  arguments = ["track", "--checkpoint=", "--source=.", "--init_box=40,30,30,30", "--boxes=o.csv"]
+  with pytest.raises(SystemExit, match=r"has no description\.json"):
+    track.main(command_line.parse(arguments, "ostrack-track", track.FLAGS, ""))
+
+
 def test_without_a_checkpoint_the_one_that_ships_tracks_and_that_is_said(
   tmp_path, capsys, quick_compiles
 ):

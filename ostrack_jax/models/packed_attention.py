@@ -27,7 +27,7 @@ def suits(batch: int, dtype, head_size: int) -> bool:
   return (
     attention.has_kernels(dtype)
     and not attention.suits_batches(batch, dtype)
-    and head_size >= 16
+    and 16 <= head_size <= 128
     and head_size == pl.next_power_of_2(head_size)
   )
 

@@ -50,8 +50,9 @@ class LongTermSettings:
         f"accept_odds {self.accept_odds} must be at least 1: stricter than what is visible"
       )
     for name in ("patience", "proof", "windows"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} {getattr(self, name)} is too small; expected at least 1")
+      value = getattr(self, name)
+      if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
 
 
 def with_odds(probability: float, factor: float) -> float:
@@ -178,7 +179,7 @@ class Recovery:
       if not self._is_given_up(watched):
         return result
       factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
-      windows = search_windows(watched.box_xywh, factor, frame.shape[:2])
+      windows = search_windows(watched.box_xywh, factor, np.shape(frame)[:2])
       watched.loss = _Loss(box_xywh=watched.box_xywh, windows=windows, templates=templates)
     loss, best = watched.loss, result
     if not self._is_accepted(best):

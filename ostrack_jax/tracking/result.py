@@ -21,6 +21,9 @@ class TrackResult:
     confidence: calibrated probability that the target is in the search region and the box overlaps it by
       more than 0.5; None without a calibrator, never a made-up number.
     visible: whether that is above the calibrator's threshold; None without a calibrator.
+
+  While a MultiTracker with long_term seeks a lost target, the box is frozen and visible false; score and
+  confidence are those of the best place looked at.
   """
 
   box_xywh: np.ndarray

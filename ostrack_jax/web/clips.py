@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -45,8 +46,8 @@ class Limits:
         f"--max_frames={self.max_frames} leaves nothing to track; expected 2 or more"
       )
     for name in ("max_upload_mb", "max_temp_mb"):
-      if getattr(self, name) <= 0:
-        raise ValueError(f"--{name}={getattr(self, name)} must be above 0")
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f"--{name}={getattr(self, name)} must be above 0 and finite")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -195,11 +195,16 @@ def build(network: Network, sessions: Sessions, examples: Sequence[Example]) -> 
     def step(frame, request: gr.Request):
       return views.frame_view(mine(request), int(frame))
 
+    def added(session: Session, frame: int, box_xywh, chosen: int) -> int:
+      """Add an object; return the number that the chosen one has by now."""
+      start = session.add(frame, box_xywh)
+      return chosen + (chosen >= session.starts.index(start))
+
     @_said
     def add_drawn(frame, chosen, request: gr.Request, event: gr.EventData):
       session = mine(request)
       # Of the frame that was seen, whatever the slider says by now.
-      session.add(int(event.frame), event.box_xywh)
+      chosen = added(session, int(event.frame), event.box_xywh, chosen)
       return shown(session, int(frame), chosen)
 
     @_said
@@ -207,13 +212,13 @@ def build(network: Network, sessions: Sessions, examples: Sequence[Example]) -> 
       if None in (x, y, w, h):
         raise ValueError("a box needs four numbers: left, top, width, height in pixels")
       session = mine(request)
-      session.add(int(frame), (x, y, w, h))
-      return shown(session, int(frame), chosen)
+      return shown(session, int(frame), added(session, int(frame), (x, y, w, h), chosen))
 
     @_said
     def remove(frame, chosen, request: gr.Request, event: gr.EventData):
-      session = mine(request)
-      session.remove(int(event.number))
+      session, number = mine(request), int(event.number)
+      session.remove(number)
+      chosen = _NOT_SHOWN if chosen == number else chosen - (chosen > number)
       return shown(session, int(frame), chosen)
 
     @_said
@@ -222,7 +227,8 @@ def build(network: Network, sessions: Sessions, examples: Sequence[Example]) -> 
       number = int(event.number)
       return starts[number].frame if 0 <= number < len(starts) else gr.skip()
 
-    def begin():
+    def begin(request: gr.Request):
+      mine(request).forget_stop()
       return gr.Button(interactive=False), gr.Button(interactive=True), gr.Column(visible=False), ""
 
     def end():
@@ -294,7 +300,8 @@ def launch(page: gr.Blocks, limits: Limits, host: str, port: int) -> str:
   """Serve the page until the caller closes it; return its address. OSError where it cannot be bound to."""
   theme = gr.themes.Default(font=_FONT, font_mono=_MONO)
   _, address, _ = page.queue(max_size=32).launch(
-    server_name=host,
+    # As in addresses, of which it makes one.
+    server_name=f"[{host}]" if ":" in host else host,
     server_port=port,
     prevent_thread_lock=True,
     quiet=True,

@@ -45,6 +45,7 @@ class Session:
     Raises:
       ValueError: it cannot be used, the temporary folder is full, or the page was closed.
     """
+    self.forget_stop()
     try:
       with self._at_work() as folder:
         check_room(self._root, self._limits.max_temp_mb)
@@ -99,17 +100,26 @@ class Session:
         f"there are {len(self.starts)} objects already, as many as this page follows at once; remove one first"
       )
     start = Start(frame, clip.check_box(box_xywh))
-    # In the order in which the tracker numbers them; those of one frame in the order of drawing.
-    self.starts = sorted([*self.starts, start], key=lambda one: one.frame)
+    # Two boxes may come at once.
+    with self._lock:
+      # In the order in which the tracker numbers them; those of one frame in the order of drawing.
+      self.starts = sorted([*self.starts, start], key=lambda one: one.frame)
     return start
 
   def remove(self, number: int) -> None:
     """Remove an object, if there still is one of that number."""
-    self.starts = [start for index, start in enumerate(self.starts) if index != number]
+    with self._lock:
+      self.starts = [start for index, start in enumerate(self.starts) if index != number]
 
   def stop(self) -> None:
-    """End the track that runs, which then completes its files."""
+    """End the track that runs, which then completes its files, or the next one, which may wait for others'."""
     self._stop.set()
+
+  def forget_stop(self) -> None:
+    """Begin anew after a stop that came when everything had ended."""
+    with self._lock:
+      if not (self._is_busy or self._is_closed):
+        self._stop.clear()
 
   def track(
     self,
@@ -127,7 +137,7 @@ class Session:
 
     Raises:
       ValueError: there is no clip or no object, no such object or none that anything could be eliminated
-        for, frames cannot be read, or the page was closed.
+        for, frames cannot be read, or it was stopped or the page closed before it began.
       OSError: the files cannot be written.
     """
     clip, starts = self.opened(), list(self.starts)
@@ -142,6 +152,8 @@ class Session:
           f"object {elimination_of} starts in the last frame, so nothing is eliminated for it"
         )
     with self._at_work() as folder:
+      if self._stop.is_set():
+        raise ValueError("stopped before the track began")
       check_room(self._root, self._limits.max_temp_mb)
       place = folder / f"tracks{next(self._numbers)}"
       place.mkdir()
@@ -195,7 +207,6 @@ class Session:
       if self._is_busy:
         raise ValueError("this page is at work already; wait for it, or press Stop")
       self._is_busy = True
-      self._stop.clear()
       if self._folder is None:
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="session-", dir=self._root))
     try:
@@ -205,6 +216,8 @@ class Session:
         self._is_busy = False
         if self._is_closed:
           self._remove()
+        else:
+          self._stop.clear()
 
 
 class Sessions:

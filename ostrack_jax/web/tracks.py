@@ -168,6 +168,6 @@ def check_eliminates(checkpoint: TrackableCheckpoint) -> None:
 
 
 def file_stem(name: str) -> str:
-  """Return a name made safe for files: letters, digits, and - _ . between them."""
+  """Return a name made safe for files: letters, digits, and - _ . between them, at most 80 bytes."""
   kept = "".join(one if one.isalnum() or one in "-_." else "_" for one in pathlib.Path(name).stem)
-  return kept.strip("._")[:80] or "video"
+  return kept.strip("._").encode()[:80].decode(errors="ignore") or "video"

@@ -84,9 +84,10 @@ def test_odds_are_multiplied():
     ({"loss_odds": 1.5}, "loss_odds 1.5"),
     ({"accept_odds": 0.9}, "accept_odds 0.9 must be at least 1"),
     ({"accept_odds": float("nan")}, "accept_odds nan"),
-    ({"patience": 0}, "patience 0 is too small"),
-    ({"proof": 0}, "proof 0 is too small"),
-    ({"windows": 0}, "windows 0 is too small"),
+    ({"patience": 0}, "patience 0 must be a whole number, at least 1"),
+    ({"proof": 0}, "proof 0 must be"),
+    ({"windows": 0}, "windows 0 must be"),
+    ({"patience": 1.5}, r"patience 1\.5 must be a whole number"),
   ],
 )
 def test_settings_out_of_range_are_named(changes, words):

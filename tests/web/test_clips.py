@@ -143,6 +143,8 @@ def test_a_full_folder_is_refused_in_megabytes(tmp_path: pathlib.Path):
     ({"max_frames": 1}, "--max_frames=1 leaves nothing to track"),
     ({"max_upload_mb": 0}, "--max_upload_mb=0 must be above 0"),
     ({"max_temp_mb": -1}, "--max_temp_mb=-1 must be above 0"),
+    ({"max_temp_mb": float("nan")}, "--max_temp_mb=nan must be above 0 and finite"),
+    ({"max_upload_mb": float("inf")}, "--max_upload_mb=inf must be above 0 and finite"),
   ],
 )
 def test_limits_that_leave_nothing_are_refused(limits, message):

@@ -128,6 +128,22 @@ def test_stopping_keeps_what_was_tracked(session, video):
   assert session.track(_network(), _quiet).frames == EIGHT
 
 
+def test_a_track_that_waits_for_others_can_be_stopped_before_it_begins(session, video, root):
+  session.open(video, "v.mp4", _quiet)
+  session.add(0, (5, 6, 20, 22))
+  session.stop()
+  with pytest.raises(ValueError, match=r"^stopped before the track began$"):
+    session.track(_network(), _quiet)
+  assert _files(root) == []
+  assert session.track(_network(), _quiet).frames == EIGHT
+  # A click that came too late is not for what comes next.
+  for then in (session.forget_stop, lambda: session.open(video, "w.mp4", _quiet)):
+    session.stop()
+    then()
+    session.starts = [Start(0, (5, 6, 20, 22))]
+    assert session.track(_network(), _quiet).frames == EIGHT
+
+
 def test_a_second_track_replaces_the_files_of_the_first(session, video, root):
   session.open(_upload(video, root), "v.mp4", _quiet, is_upload=True)
   session.add(0, (5, 6, 20, 22))
@@ -313,29 +329,8 @@ def test_names_are_text_and_never_markup(session, video):
   ("name", "stem"),
   [
     ("my clip.mp4", "my_clip"), ("../../etc/passwd", "passwd"), ("...", "video"), ("飞机.mov", "飞机"),
-    ("a" * 300 + ".mp4", "a" * 80),
+    ("a" * 300 + ".mp4", "a" * 80), ("漢" * 80 + ".mp4", "漢" * 26),
   ],
 )  # fmt: skip
 def test_results_are_named_after_the_video(name, stem):
   assert file_stem(name) == stem
-
-
-def _tracks(sure):
-  nowhere = pathlib.Path("x")
-  return tracks_lib.Tracks(
-    video=nowhere, table=nowhere, elimination=None, sure=sure, frames=3, was_stopped=False
-  )
-
-
-def test_curves_have_the_score_and_where_there_is_one_the_confidence():
-  table, colours = views.curves(_tracks([Sure(1, 0, 0.5, None), Sure(2, 0, 0.25, None)]))
-  assert table.to_numpy().tolist() == [[1, 0.5, "score"], [2, 0.25, "score"]]
-  assert list(colours) == ["score"]
-  table, colours = views.curves(_tracks([Sure(1, 0, 0.5, 0.9), Sure(1, 1, 0.25, 0.125)]))
-  assert table.to_numpy().tolist() == [
-    [1, 0.5, "object 0 score"],
-    [1, 0.9, "object 0 confidence"],
-    [1, 0.25, "object 1 score"],
-    [1, 0.125, "object 1 confidence"],
-  ]
-  assert len(set(colours.values())) == 4
