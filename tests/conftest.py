@@ -17,6 +17,9 @@ _cache = tempfile.mkdtemp(prefix="ostrack-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _cache)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Of programs for CPUs, which compile for longer than these small networks run.
+if shutil.which("nvidia-smi") is None:
+  os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -31,16 +34,6 @@ _OWN_GOLDEN = pathlib.Path(__file__).parent / "data" / "golden"
 def _reference() -> pathlib.Path | None:
   folder = os.environ.get("OSTRACK_REFERENCE")
   return pathlib.Path(folder) if folder else None
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-  """Compile a module's programs with few optimisations, where compiling takes longer than running."""
-  name = "jax_disable_most_optimizations"
-  before = jax.config.values[name]
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, before)
 
 
 @pytest.fixture

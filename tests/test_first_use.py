@@ -38,9 +38,7 @@ def test_an_empty_checkpoint_is_a_mistake_and_not_the_one_that_ships(tmp_path, m
     track.main(command_line.parse(arguments, "ostrack-track", track.FLAGS, ""))
 
 
-def test_without_a_checkpoint_the_one_that_ships_tracks_and_that_is_said(
-  tmp_path, capsys, quick_compiles
-):
+def test_without_a_checkpoint_the_one_that_ships_tracks_and_that_is_said(tmp_path, capsys):
   for number in range(3):
     frame = np.full((96, 128, 3), 90, np.uint8)
     frame[30:60, 40 + number : 70 + number] = (20, 200, 240)

@@ -10,8 +10,6 @@ from ostrack_jax import command_line, description, loading, visualize
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.training.state import init_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture
 def command(capsys):

@@ -23,7 +23,6 @@ from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.state import create_state, init_variables
 from ostrack_jax.training.step import make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 _IDLE = [(f"conv5_{corner}", "bias") for corner in other_heads.CORNERS]
 # Two networks that have all of them.
 CHOICES = {

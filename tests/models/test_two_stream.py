@@ -25,7 +25,6 @@ from ostrack_jax.training.losses import LossWeights
 from ostrack_jax.training.state import create_state, init_variables
 from ostrack_jax.training.step import make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 RELATIONS = ("stark", "swintrack")
 
 
@@ -177,7 +176,8 @@ def _train(model, variables, batch, mesh, steps):
     in_shardings=(replicated(mesh), batch_sharding(mesh)),
     out_shardings=replicated(mesh),
   )
-  state, losses = create_state(variables, optimizer, 0), []
+  # Placed now, lest the second step compile anew for a state that is.
+  state, losses = jax.device_put(create_state(variables, optimizer, 0), replicated(mesh)), []
   for _ in range(steps):
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"]))
@@ -281,7 +281,9 @@ def test_tracking_computes_the_template_once_and_lanes_agree(relation, monkeypat
 def test_weights_for_tracking_keep_what_is_computed_in_float32():
   checkpoint = _checkpoint("swintrack")
   prepared = weights.prepare(checkpoint.model.clone(dtype="bfloat16"), checkpoint.variables)
-  types = {path[1:]: str(array.dtype) for path, array in prepared.arrays.items()}
+  types = {
+    path[1:]: str(array.dtype) for path, array in zip(prepared.layout.paths, prepared.arrays)
+  }
   positions = ("fusion", "encoder_positions", "x_untied_pos_enc", "pos_q_linear", "kernel")
   assert types[positions] == "float32"
   assert types["fusion", "encoder_0", "qkv", "kernel"] == "bfloat16"

@@ -11,8 +11,6 @@ from ostrack_jax.tracking import inspection
 from ostrack_jax.tracking.tracker import Tracker
 from ostrack_jax.training.state import init_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 _BOX = (20.0, 15, 24, 20)
 _SMALL = dict(
   variant="custom", width=32, depth=2, num_heads=2, template_size=32, search_size=64,
