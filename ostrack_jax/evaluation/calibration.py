@@ -8,6 +8,7 @@ import scipy.optimize
 import scipy.special
 
 _BINS = 15
+_LEAST_STRETCH = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,11 @@ class Fit:
   def log_odds(self, values: np.ndarray) -> np.ndarray:
     """Return [n] log odds of values [n, k]."""
     return (values - self.mean) / self.scale @ self.weights + self.bias
+
+  def scaled(self, stretch: float, shift: float) -> "Fit":
+    """Return the fit whose log odds are stretch times these, plus shift."""
+    bias = self.bias * stretch + shift
+    return dataclasses.replace(self, weights=self.weights * stretch, bias=bias)
 
 
 def fit_logistic(
@@ -72,20 +78,25 @@ def fit_logistic(
   return Fit(mean=mean, scale=scale, weights=found.x[:-1], bias=float(found.x[-1]))
 
 
-def scale_odds(fit: Fit, values: np.ndarray, labels: np.ndarray) -> Fit:
-  """Return the fit with its log odds stretched and moved to be calibrated on these samples.
+def platt_scaling(odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+  """Return (stretch, shift): stretch * odds + shift are calibrated log odds of these samples.
 
   Platt 1999: two numbers, fitted to (n+ + 1) / (n+ + 2) for positives and 1 / (n- + 2) for negatives, which
   keeps odds finite where samples are told apart without a mistake. The order of samples stays. It mends odds
   that are off by a factor and a shift, and no other shape.
+
+  Args:
+    odds: [n] log odds. labels: [n] bool.
+
+  Raises:
+    ValueError: as fit_logistic.
   """
-  odds = fit.log_odds(values)[:, None]
   positives = int(np.sum(labels))
   targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
-  platt = fit_logistic(odds, labels, l2=0.0, signs=[1], targets=targets)
-  stretch = float(platt.weights[0] / platt.scale[0])
-  shift = platt.bias - stretch * float(platt.mean[0])
-  return dataclasses.replace(fit, weights=fit.weights * stretch, bias=fit.bias * stretch + shift)
+  platt = fit_logistic(odds[:, None], labels, l2=0.0, signs=[1], targets=targets)
+  # Never zero, so that there is an order even where these samples bear out none.
+  stretch = max(float(platt.weights[0] / platt.scale[0]), _LEAST_STRETCH)
+  return stretch, platt.bias - stretch * float(platt.mean[0])
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:

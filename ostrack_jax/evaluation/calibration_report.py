@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.special
 import tqdm
 
 from ostrack_jax.evaluation import calibration, plots
@@ -76,29 +77,53 @@ class Fitting:
   def fit(self, samples: Sequence[Sample]) -> Calibrator:
     """Return a calibrator: weights of all samples, odds scaled to those of tracks, the threshold of those.
 
-    Crops teach to order; but where a tracker looks, and how often it is right there, tracks alone say.
+    Crops teach to order; but where a tracker looks, and how often it is right there, tracks alone say. Odds
+    are scaled, and the threshold chosen, on what weights fitted on the other videos say of each video:
+    weights flatter the samples that they were fitted on. With one video, or where the others are all right or
+    all wrong, there is nothing else, and provenance says so.
 
     Raises:
       ValueError: all samples are right, or none, here or among tracks.
     """
-    values, labels = _values(samples)
-    weighed = calibration.fit_logistic(values, labels, self.l2, list(self.signs.values()))
+    weighed = self._weigh(samples)
     values, labels = _values(of_kinds(samples, TRACKS))
-    scaled = calibration.scale_odds(weighed, values, labels)
-    calibrator = Calibrator(
+    odds = self._odds_by_others(samples)
+    by_others = odds is not None
+    if odds is None:
+      odds = weighed.log_odds(values)
+    stretch, shift = calibration.platt_scaling(odds, labels)
+    scaled = weighed.scaled(stretch, shift)
+    confidences = scipy.special.expit(stretch * odds + shift)
+    return Calibrator(
       features=tuple(self.signs),
       mean=tuple(scaled.mean.tolist()),
       scale=tuple(scaled.scale.tolist()),
       weights=tuple(scaled.weights.tolist()),
       bias=scaled.bias,
-      threshold=0.0,
+      threshold=calibration.threshold_at(confidences, labels, self.false_alarm_rate),
       false_alarm_rate=self.false_alarm_rate,
       fitted_for=dict(self.fitted_for),
-      provenance=dict(self.provenance) | {"samples": len(samples), "right": int(labels.sum())},
+      provenance=dict(self.provenance)
+      | {"samples": len(samples), "right": int(labels.sum())}
+      | {"scaled_on": "each video by the others" if by_others else "the samples of the fit"},
     )
-    confidences = calibrator.confidence(values)
-    threshold = calibration.threshold_at(confidences, labels, self.false_alarm_rate)
-    return dataclasses.replace(calibrator, threshold=threshold)
+
+  def _weigh(self, samples: Sequence[Sample]) -> calibration.Fit:
+    return calibration.fit_logistic(*_values(samples), self.l2, list(self.signs.values()))
+
+  def _odds_by_others(self, samples: Sequence[Sample]) -> np.ndarray | None:
+    """Return log odds of tracks' samples, each video's by the others' weights; None where those cannot be
+    fitted."""
+    tracks = of_kinds(samples, TRACKS)
+    odds = np.zeros(len(tracks))
+    for video in {sample.video for sample in tracks}:
+      try:
+        others = self._weigh([sample for sample in samples if sample.video != video])
+      except ValueError:
+        return None
+      own = np.array([sample.video == video for sample in tracks])
+      odds[own] = others.log_odds(_values(tracks)[0][own])
+    return odds
 
 
 def _values(samples: Iterable[Sample]) -> tuple[np.ndarray, np.ndarray]:

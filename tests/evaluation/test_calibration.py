@@ -46,14 +46,15 @@ def test_scaled_odds_are_calibrated_and_keep_their_order(drawn):
   values, labels, _ = drawn
   fit = calibration.fit_logistic(values, labels, l2=0.0)
   off = calibration.Fit(mean=fit.mean, scale=fit.scale, weights=3 * fit.weights, bias=fit.bias - 2)
-  scaled = calibration.scale_odds(off, values, labels)
+  scaled = off.scaled(*calibration.platt_scaling(off.log_odds(values), labels))
   np.testing.assert_allclose(scaled.log_odds(values), fit.log_odds(values), atol=0.05)
   assert (np.argsort(scaled.log_odds(values)) == np.argsort(off.log_odds(values))).mean() > 0.999
 
 
 def test_scaled_odds_stay_finite_where_nothing_is_mistaken():
   values, labels = np.array([[-1.0], [-2.0], [1.0], [2.0]]), np.array([0, 0, 1, 1], bool)
-  fit = calibration.scale_odds(calibration.fit_logistic(values, labels, l2=1e-3), values, labels)
+  fit = calibration.fit_logistic(values, labels, l2=1e-3)
+  fit = fit.scaled(*calibration.platt_scaling(fit.log_odds(values), labels))
   chances = 1 / (1 + np.exp(-fit.log_odds(values)))
   # Platt's targets of two positives and two negatives: 3 / 4 and 1 / 4.
   assert chances.min() > 0.1 and chances.max() < 0.9
