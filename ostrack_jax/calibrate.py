@@ -58,7 +58,9 @@ flags.DEFINE_float(
   "centre_jitter", 3.0, "of crops around the target, as config.augmentation.search_centre_jitter", 0, flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_float("scale_jitter", 0.25, "likewise, search_scale_jitter", 0, flag_values=FLAGS)
-flags.DEFINE_float("l2", 1e-2, "weight decay of the fit", 0, flag_values=FLAGS)
+flags.DEFINE_float(
+  "l2", 1.0, "weight decay of the fit; less where there are many videos", 0, flag_values=FLAGS
+)
 flags.DEFINE_integer("seed", 0, "of crops, and of what covers targets", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "folder for plots and numbers", flag_values=FLAGS)
 
