@@ -27,6 +27,7 @@ from ostrack_jax import MultiTracker, command_line, load, visualization
 from ostrack_jax.evaluation import benchmarks, report, videos
 from ostrack_jax.evaluation.box_errors import overlap
 from ostrack_jax.evaluation.results import write_text
+from ostrack_jax.tracking.confidence_samples import RIGHT_IOU
 from ostrack_jax.tracking.long_term import LongTermSettings
 from ostrack_jax.tracking.target_removal import without_target
 
@@ -52,7 +53,6 @@ flags.DEFINE_integer("windows", _DEFAULTS.windows, "Likewise.", flag_values=FLAG
 flags.DEFINE_string("output", None, "JSON file to write; its picture beside it.", flag_values=FLAGS)
 
 MODES = ("plain", "long_term")
-RIGHT_IOU = 0.5
 FRAMES_TO_FIND = 60
 LARGEST_LOSS = 0.005
 _ABSENT_FRAMES = (20, 60)

@@ -1,6 +1,6 @@
 """Self-attention of a few samples as one kernel, straight from the product that packs queries, keys and values.
 
-For a single image, XLA takes four kernels: one adds the bias and parts the pack, two multiply, one is the
+For a single image, XLA takes four kernels: one adds the bias and splits the pack, two multiply, one is the
 softmax between them. Each takes longer to start than to compute.
 """
 
@@ -32,7 +32,7 @@ def suits(batch: int, dtype, head_size: int) -> bool:
   )
 
 
-def parted(packed: Branch, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def split_heads(packed: Branch, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Return queries, keys and values [b, n, h, d] of what packs them: product [b, n, 3 h d], shift [1, 1, 3 h d]."""
   product, shift = packed
   batch, count, width = product.shape
@@ -42,7 +42,7 @@ def parted(packed: Branch, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 def _plain(num_heads: int, packed: Branch):
-  mixed = jax.nn.dot_product_attention(*parted(packed, num_heads))
+  mixed = jax.nn.dot_product_attention(*split_heads(packed, num_heads))
   return mixed.reshape(*packed.product.shape[:2], -1)
 
 
@@ -51,7 +51,7 @@ def attend_packed(num_heads: int, interpret: bool, packed: Branch) -> jax.Array:
   """Attend, scaled by 1 / sqrt(d), every token to all of its sample.
 
   Args:
-    num_heads: h; d a power of two, at least 16.
+    num_heads: h; d a power of two, from 16 to 128.
     interpret: run the kernel's steps as plain operations, on any device; for tests.
     packed: queries, keys and values of every head: product [b, n, 3 h d], shift [1, 1, 3 h d] float32.
 

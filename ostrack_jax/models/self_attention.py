@@ -44,9 +44,8 @@ class Attention(nn.Module):
 
   def setup(self):
     if self.offsets:
-      table = nn.initializers.truncated_normal(stddev=0.02)
       self.relative_position_bias_table = self.param(
-        "relative_position_bias_table", table, (self.num_heads, self.offsets)
+        "relative_position_bias_table", linear_init, (self.num_heads, self.offsets)
       )
     self.qkv = BranchEnd(3 * self.width, self.dtype)
     self.proj = BranchEnd(self.width, self.dtype)
@@ -66,7 +65,7 @@ class Attention(nn.Module):
     """
     batch, count, _ = tokens.shape
     packed = self.qkv(tokens, None)
-    queries, keys, values = packed_attention.parted(packed, self.num_heads)
+    queries, keys, values = packed_attention.split_heads(packed, self.num_heads)
     # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
     values = scaled(values, None if scale is None else scale[..., None])
     bias = None

@@ -26,7 +26,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sure:
+class FrameScore:
   """How sure the network was of an object in a frame: its score, and the calibrated confidence if there is one."""
 
   frame: int
@@ -42,7 +42,7 @@ class Tracks:
   Attributes:
     video, table: the annotated .mp4 and the .csv, as `ostrack-track` writes them.
     elimination: .mp4 of what the network eliminated along one object's track; None where not asked for.
-    sure: of every object and frame but those that the objects start in.
+    scores: of every object and frame but those that the objects start in.
     frames: that were tracked.
     was_stopped: whether the visitor ended it before the clip's end.
   """
@@ -50,22 +50,22 @@ class Tracks:
   video: pathlib.Path
   table: pathlib.Path
   elimination: pathlib.Path | None
-  sure: list[Sure]
+  scores: list[FrameScore]
   frames: int
   was_stopped: bool
 
 
-class _Sureness(track_outputs.Output):
+class _FrameScores(track_outputs.Output):
   """Keeps scores, and ends the track when the visitor stops it."""
 
   def __init__(self, stop: threading.Event):
-    self.found: list[Sure] = []
+    self.found: list[FrameScore] = []
     self._stop = stop
 
   def write(self, tracked: track_outputs.Tracked) -> None:
     """Keep a frame's scores."""
     self.found += [
-      Sure(tracked.index, number, found.score, found.confidence)
+      FrameScore(tracked.index, number, found.score, found.confidence)
       for number, found in tracked.results.items()
       if not math.isnan(found.score)
     ]
@@ -110,13 +110,13 @@ class Follower:
       track_drawing.DrawingOptions(trail=_TRAIL_FRAMES, numbered=len(starts) > 1)
     )
     video, table = (self.folder / f"{file_stem(clip.name)}_tracks{s}" for s in (".mp4", ".csv"))
-    sureness, count = _Sureness(self.stop), itertools.count(1)
+    scores, count = _FrameScores(self.stop), itertools.count(1)
     ending = track_outputs.write_tracks(
       tracker.track(clip.frames(), boxes_by_frame),
       [
         track_outputs.AnnotatedVideo(video, clip.fps, painter),
         track_outputs.CsvTable(table),
-        sureness,
+        scores,
       ],
       is_live=False,
       progress=lambda: self.progress(next(count) / clip.count, f"Tracking {objects}"),
@@ -125,7 +125,7 @@ class Follower:
       video=video,
       table=table,
       elimination=None,
-      sure=sureness.found,
+      scores=scores.found,
       frames=ending.frames,
       was_stopped=ending.frames < clip.count,
     )

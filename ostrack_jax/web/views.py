@@ -91,8 +91,8 @@ def curves(tracks: Tracks) -> tuple[pd.DataFrame, dict[str, str]]:
   The score of each object, and its confidence where the network is calibrated.
   """
   rows, colours = [], {}
-  several = len({one.object for one in tracks.sure}) > 1
-  for one in tracks.sure:
+  several = len({one.object for one in tracks.scores}) > 1
+  for one in tracks.scores:
     of = f"object {one.object} " if several else ""
     colour = _line_colour(one.object)
     rows.append((one.frame, one.score, f"{of}score"))

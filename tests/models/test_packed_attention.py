@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_network import make_images, make_model
 
 from ostrack_jax import sharding
 from ostrack_jax.models import attention, packed_attention, self_attention
 from ostrack_jax.models.fused_norm import Branch
-from ostrack_jax.models.ostrack import OSTrack
 
 
 def _packed(batch, count, num_heads, size, dtype=jnp.float32) -> Branch:
@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_plain_operations():
   weights = jax.random.normal(jax.random.key(1), (2, 5, 32))
 
   def plain(packed):
-    mixed = jax.nn.dot_product_attention(*packed_attention.parted(packed, 2))
+    mixed = jax.nn.dot_product_attention(*packed_attention.split_heads(packed, 2))
     return (mixed.reshape(2, 5, -1) * weights).sum()
 
   def ours(packed):
@@ -74,11 +74,7 @@ def test_devices_keep_the_samples_that_they_have():
 
 
 def test_the_network_is_the_same_with_the_kernel(monkeypatch):
-  model = OSTrack(
-    variant="custom", width=32, depth=2, num_heads=2, template_size=32, search_size=64,
-    elimination_layers=(1,), keep_ratios=(0.7,), head_channels=16,
-  )  # fmt: skip
-  images = [jax.random.normal(jax.random.key(0), (2, side, side, 3)) for side in (32, 64)]
+  model, images = make_model(width=32, depth=2), make_images()
   shapes = jax.eval_shape(model.init, jax.random.key(0), *images)
   draw = np.random.default_rng(0)
   variables = jax.tree.map(lambda x: np.float32(draw.normal(0, 0.2, x.shape)), shapes)
@@ -90,13 +86,13 @@ def test_the_network_is_the_same_with_the_kernel(monkeypatch):
     return packed_attention.attend_packed(num_heads, True, packed)
 
   class Kernels:
-    parted = staticmethod(packed_attention.parted)
+    split_heads = staticmethod(packed_attention.split_heads)
     suits = staticmethod(lambda batch, dtype, head_size: (batch, head_size) == (2, 16))
     attend_packed = staticmethod(attend)
 
   monkeypatch.setattr(self_attention, "packed_attention", Kernels)
   found = jax.jit(model.apply)(variables, *images)
-  assert calls == [(2, 20, 96), (2, 20, 96)]
+  assert calls == [(2, 20, 96), (2, 12, 96)]
   for got, expected in ((found.score_map, want.score_map), (found.size_map, want.size_map)):
     np.testing.assert_allclose(got, expected, atol=1e-5)
   np.testing.assert_array_equal(found.removed[0], want.removed[0])

@@ -16,7 +16,7 @@ from ostrack_jax.web import tracks as tracks_lib
 from ostrack_jax.web import views
 from ostrack_jax.web.clips import Limits
 from ostrack_jax.web.session import Session, Sessions
-from ostrack_jax.web.tracks import Start, Sure, file_stem
+from ostrack_jax.web.tracks import FrameScore, Start, file_stem
 
 EIGHT = 8
 
@@ -108,8 +108,8 @@ def test_objects_are_tracked_from_where_each_was_drawn_into_both_files(session, 
   assert found.video.name == "my_clip_tracks.mp4" and found.table.name == "my_clip_tracks.csv"
   written = open_frames(found.video)
   assert (len(list(written)), written.fps) == (EIGHT, 10)
-  assert found.sure[:2] == [Sure(1, 0, 0.5, None), Sure(2, 0, 0.5, None)]
-  assert len(found.sure) == 7 + 4
+  assert found.scores[:2] == [FrameScore(1, 0, 0.5, None), FrameScore(2, 0, 0.5, None)]
+  assert len(found.scores) == 7 + 4
   assert [share for share, _ in told[1:]] == pytest.approx(np.arange(1, 9) / 8)
   assert told[0][1] == "Preparing the network for 2 objects"
 
@@ -253,7 +253,7 @@ def test_a_second_click_is_refused_and_the_first_one_goes_on(session, video):
 
   found = session.track(_network(click_again), _quiet)
   assert refused == [1, 1, 5, 5]
-  assert found.frames == EIGHT and {one.object for one in found.sure} == {0}
+  assert found.frames == EIGHT and {one.object for one in found.scores} == {0}
   assert len(session.starts) == 3 and session.opened().name == "v.mp4"
 
 
