@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 _PICTURE = re.compile(r"(attention|elimination|activations|score_maps)_\d+\.png|elimination\.mp4")
 
 FLAGS = command_line.new_flags()
-flags.DEFINE_string(
-  "checkpoint", None, "converted folder, training work folder or its checkpoints/STEP, or official .pth/.pth.tar file", flag_values=FLAGS
-)  # fmt: skip
+flags.DEFINE_string("checkpoint", None, network_flags.CHECKPOINT_HELP, flag_values=FLAGS)
 flags.DEFINE_string(
   "source", None, "video file, folder of images, or pattern of images ('clip/*.png')", flag_values=FLAGS
 )  # fmt: skip
