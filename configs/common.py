@@ -80,6 +80,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.sampling.min_length = 20
   # Targets of still images with a smaller sqrt(width * height), px, do not take part.
   config.sampling.min_image_side = 0.0
+  # Share of training pairs whose search region shows another video's or image's target: there the score map
+  # is to be empty. Not in the official code.
+  config.sampling.absent_probability = 0.0
 
   config.augmentation = ml_collections.ConfigDict()
   config.augmentation.template_centre_jitter = 0.0

@@ -11,16 +11,19 @@
 
 trains on six DAVIS sequences, one of TinyTLP, one of VOT and still images; two DAVIS sequences and one of VOT
 are held out, for validation and for choosing the best checkpoint. docs/results.md says how well it tracks.
-Behind a colon: `long` for three times as many pairs, `no_ce` for no candidate elimination, `long_no_ce`.
+Behind a colon: `long` for three times as many pairs, `absent` for search regions without the target in a fifth
+of the pairs, so that the score falls when the target is gone, `no_ce` for no candidate elimination; several in this
+order, such as `long_absent_no_ce`. A data set of one video keeps its target in every pair.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-  """Return the configuration; arg is "", "long", "no_ce" or "long_no_ce"."""
-  is_long = arg.startswith("long")
-  config = common.parse(arg.removeprefix("long").removeprefix("_"), common.get_config())
+  """Return the configuration; arg joins some of "long", "absent" and "no_ce" by "_", in this order."""
+  is_long, rest = arg.startswith("long"), arg.removeprefix("long").removeprefix("_")
+  is_absent, rest = rest.startswith("absent"), rest.removeprefix("absent").removeprefix("_")
+  config = common.parse(rest, common.get_config())
 
   config.model.variant = "s"
   config.model.pretrained = "dinov2_vits14_fp16.npz"
@@ -39,6 +42,8 @@ def get_config(arg: str = ""):
   config.data.validation = "davis[car-shadow,libby] + vot[book]"
   config.data.validation_pairs = 1024
   config.sampling.min_image_side = 20.0
+  if is_absent:
+    config.sampling.absent_probability = 0.2
 
   config.augmentation.half_pixel_labels = False
   config.augmentation.rotation_degrees = 25.0

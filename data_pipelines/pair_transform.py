@@ -55,7 +55,9 @@ class PairTransform(grain.transforms.RandomMap):
     Returns:
       make_pair's entries; records: int64 [3], the source's number in the mixture, and the positions
       of template and search frame; redraws, skipped: int, pairs that the validity rule rejected, and
-      pairs with a damaged record.
+      pairs with a damaged record. With an absent_probability also present: bool, False where the search
+      region, and search_box_xywh with it, is of another video's or image's target. A source of a single
+      video or image has no other: its pairs are all present.
 
     Raises:
       DamagedRecordError: a record is damaged, and on_bad_record is "stop"; the message names it.
@@ -65,8 +67,9 @@ class PairTransform(grain.transforms.RandomMap):
     redraws = skipped = 0
     while redraws + skipped < _MOST_REDRAWS:
       draw = self._sampler.draw(rng)
+      searched = self._elsewhere(rng, draw) or draw
       try:
-        pair = self._make(rng, draw)
+        pair = self._make(rng, draw, searched)
       except DamagedRecordError as error:
         if self._settings.on_bad_record == "stop":
           raise
@@ -75,7 +78,9 @@ class PairTransform(grain.transforms.RandomMap):
         continue
       if pair is not None:
         number = self._sampler.sources.index(draw.source)
-        records = np.array([number, draw.template, draw.search], np.int64)
+        records = np.array([number, draw.template, searched.search], np.int64)
+        if self._settings.sampling.absent_probability:
+          pair["present"] = np.bool_(searched is draw)
         return pair | {"records": records, "redraws": redraws, "skipped": skipped}
       redraws += 1
     raise ValueError(
@@ -90,17 +95,25 @@ class PairTransform(grain.transforms.RandomMap):
       self._named.add(damage)
       logging.warning("skipped: %s", damage)
 
+  def _elsewhere(self, rng: np.random.Generator, draw: PairDraw) -> PairDraw | None:
+    """Draw where to search in vain; None where the target is to be found."""
+    probability = self._settings.sampling.absent_probability
+    if not probability or rng.random() >= probability:
+      return None
+    return self._sampler.draw_elsewhere(rng, draw)
+
   def _make(
-    self, rng: np.random.Generator, draw: PairDraw
+    self, rng: np.random.Generator, draw: PairDraw, searched: PairDraw
   ) -> dict[str, np.ndarray | np.generic] | None:
-    source, _, template, search = draw
+    """Make the pair of a draw's template and the search frame of `searched`, of the same source."""
+    source, template, search = draw.source, draw.template, searched.search
     index, augmentation = source.index, self._settings.augmentation
     if index.records[template] < 0 or index.records[search] < 0:
       # Of a box outside its frame nothing is stored; a crop of the frame would show padding alone.
       return None
     previous_box_xywh = None
     if augmentation.search_centre_from == "previous_box":
-      previous_box_xywh = index.boxes_xywh[self._sampler.previous_visible(draw)]
+      previous_box_xywh = index.boxes_xywh[self._sampler.previous_visible(searched)]
     search_frame = source.stored_frame(search)
     if search == template:
       template_frame = search_frame

@@ -238,6 +238,8 @@ def validation_pairs(
 ) -> Iterator[Batch]:
   """Yield pairs in batches, always the same for a seed, without separate flip or brightness.
 
+  Every target is present, whatever the settings.
+
   Args:
     sources: data sets with their weights in the mixture.
     settings: sampling and augmentation.
@@ -251,7 +253,8 @@ def validation_pairs(
     ValueError: count is not a multiple of the hosts' batches (a rest would compile the step anew).
   """
   augmentation = settings.augmentation.for_validation()
-  settings = dataclasses.replace(settings, augmentation=augmentation)
+  sampling = dataclasses.replace(settings.sampling, absent_probability=0.0)
+  settings = dataclasses.replace(settings, augmentation=augmentation, sampling=sampling)
   pairs = _as_grain(sources, settings, seed)
   batches = _sharded_batches(pairs, batch_size, shard_index, shard_count)
   steps, rest = divmod(count, batch_size * shard_count)

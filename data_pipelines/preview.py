@@ -10,6 +10,7 @@ import numpy as np
 from data_pipelines import contact_sheet
 from data_pipelines.augmentation import AugmentationSettings
 from data_pipelines.pipeline import Batch, PipelineSettings, train_pipeline
+from data_pipelines.sampling import SamplingSettings
 from data_pipelines.sources import FrameSource
 from ostrack_jax import visualization
 
@@ -37,7 +38,8 @@ class SeenPair:
   """A pair as the network sees it, but for the normalisation.
 
   template, search: uint8 RGB [Z, Z, 3] and [S, S, 3]. template_box_xywh, search_box_xywh: [4] labels
-  in pixels of their crops. words: what was done to each.
+  in pixels of their crops. words: what was done to each. present: whether the search region shows the
+  template's target; if not, search_box_xywh is another's, and no label.
   """
 
   template: np.ndarray
@@ -45,6 +47,7 @@ class SeenPair:
   template_box_xywh: np.ndarray
   search_box_xywh: np.ndarray
   words: tuple[str, str]
+  present: bool = True
 
 
 def see_pair(batch: Batch, i: int) -> SeenPair:
@@ -64,13 +67,20 @@ def see_pair(batch: Batch, i: int) -> SeenPair:
     box_xywh = np.asarray(batch[f"{name}_box_xywh"][i], np.float64) * image.shape[1]
     seen[name] = np.ascontiguousarray(image), box_xywh, ", ".join(done)
   (template, template_box, template_words), (search, search_box, search_words) = seen.values()
-  return SeenPair(template, search, template_box, search_box, (template_words, search_words))
+  present = bool(batch["present"][i]) if "present" in batch else True
+  words = (template_words, search_words if present else f"absent, {search_words}")
+  return SeenPair(template, search, template_box, search_box, words, present)
 
 
 def draw_pair(pair: SeenPair) -> np.ndarray:
-  """Return template and search region side by side at their own size, with labels and words."""
+  """Return template and search region side by side at their own size, with labels and words.
+
+  A search region without the target has no label.
+  """
   template = visualization.draw_box(pair.template, pair.template_box_xywh)
-  search = visualization.draw_box(pair.search, pair.search_box_xywh)
+  search = pair.search
+  if pair.present:
+    search = visualization.draw_box(search, pair.search_box_xywh)
   words = [f"template: {pair.words[0]}", f"search: {pair.words[1]}"]
   return contact_sheet.captioned(contact_sheet.beside([template, search]), words)
 
@@ -80,9 +90,11 @@ def sample_pairs(
   augmentation: AugmentationSettings,
   count: int,
   seed: int,
+  absent_probability: float = 0.0,
 ) -> list[SeenPair]:
   """Draw the first pairs that training from this seed would see; raises as train_pipeline does."""
-  pipeline = PipelineSettings(augmentation=augmentation)
+  sampling = SamplingSettings(absent_probability=absent_probability)
+  pipeline = PipelineSettings(sampling=sampling, augmentation=augmentation)
   batches = train_pipeline(sources, pipeline, batch_size=count, seed=seed, num_threads=0)
   try:
     batch = next(batches)
@@ -98,8 +110,11 @@ def write_preview(
   *,
   pairs: int = 16,
   seed: int = 0,
+  absent_probability: float = 0.0,
 ) -> None:
   """Write a sheet of sampled pairs; the suffix of the file chooses the format.
+
+  absent_probability: that a search region shows another target, as in SamplingSettings.
 
   Raises:
     ValueError: no pairs asked for, a suffix that cannot be written, or see train_pipeline.
@@ -107,6 +122,7 @@ def write_preview(
   """
   if pairs < 1:
     raise ValueError(f"{pairs} pairs to preview: ask for at least 1")
-  tiles = [draw_pair(pair) for pair in sample_pairs(sources, augmentation, pairs, seed)]
+  sampled = sample_pairs(sources, augmentation, pairs, seed, absent_probability)
+  tiles = [draw_pair(pair) for pair in sampled]
   columns = max(1, _COLUMNS_PX // tiles[0].shape[1])
   visualization.write_image(path, contact_sheet.sheet(tiles, columns))

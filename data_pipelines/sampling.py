@@ -14,13 +14,15 @@ from data_pipelines.sources import FrameSource
 class SamplingSettings:
   """The official sampler's numbers; a video takes part with more than `min_visible_over` visible
   frames and `min_length` frames, a target in a still image with a box of a side of at least
-  `min_image_side` pixels, sqrt(w * h); officially any."""
+  `min_image_side` pixels, sqrt(w * h); officially any. A pair's search region shows another target with
+  `absent_probability`, officially never; see PairSampler.draw_elsewhere."""
 
   max_gap: int = 200
   gap_step: int = 5
   min_visible_over: int = 4
   min_length: int = 20
   min_image_side: float = 0.0
+  absent_probability: float = 0.0
 
   def __post_init__(self):
     if self.max_gap < 2:
@@ -34,6 +36,11 @@ class SamplingSettings:
       )
     if self.min_image_side < 0:
       raise ValueError(f"min_image_side {self.min_image_side}: it must be at least 0")
+    if not 0 <= self.absent_probability < 1:
+      raise ValueError(
+        f"absent_probability {self.absent_probability}: it must be at least 0 and less than 1, since boxes are "
+        "learnt from the other pairs alone"
+      )
 
 
 class PairDraw(typing.NamedTuple):
@@ -123,6 +130,19 @@ def eligible_sequences(source: FrameSource, settings: SamplingSettings) -> np.nd
   return selected[fits]
 
 
+def footage_of_tracks(source: FrameSource) -> np.ndarray:
+  """Return for each track of a source a number that those of one video, or one image, share, int [s].
+
+  It is the last record of the track's frames: all targets of a video are stored in the same records.
+  """
+  starts = np.asarray(source.index.starts)
+  footage = np.full(len(starts) - 1, -1)
+  # reduceat gives an empty track the next one's first record.
+  filled = starts[1:] > starts[:-1]
+  footage[filled] = np.maximum.reduceat(np.asarray(source.index.records), starts[:-1][filled])
+  return footage
+
+
 class PairSampler:
   """Draws from a mixture: a data set by weight, in it a sequence (each alike), in it two frames."""
 
@@ -134,8 +154,8 @@ class PairSampler:
     """Take data sets with their weights.
 
     Raises:
-      ValueError: no data set, a weight below 0 or not finite, or a data set without an eligible
-        sequence.
+      ValueError: no data set, a weight below 0 or not finite, a data set without an eligible sequence,
+        or absent targets asked for where every data set is one video or image.
     """
     self.settings = settings or SamplingSettings()
     weights = np.array([weight for _, weight in sources], np.float64)
@@ -147,12 +167,42 @@ class PairSampler:
     bounds = np.cumsum(weights)
     self._bounds = (bounds / bounds[-1]).tolist()
     self._eligible = [eligible_sequences(source, self.settings) for source in self.sources]
+    # For each data set, of its tracks; None where an eligible one has no other to go to.
+    self._footage: list[np.ndarray | None] = [None] * len(self.sources)
+    if self.settings.absent_probability:
+      for i, (source, eligible) in enumerate(zip(self.sources, self._eligible)):
+        footage = footage_of_tracks(source)
+        if np.ptp(footage[eligible]):
+          self._footage[i] = footage
+      if all(f is None or not weight for f, weight in zip(self._footage, weights)):
+        raise ValueError(
+          f"absent_probability {self.settings.absent_probability}: a search region without the target is taken "
+          f"from another video or image of the same data set, and each of {self.sources} has only one; add "
+          "a data set, or set absent_probability to 0"
+        )
 
   def draw(self, rng: np.random.Generator) -> PairDraw:
     """Return two frames of a sequence, the template first."""
     which = bisect.bisect_right(self._bounds, rng.random())
-    source, eligible = self.sources[which], self._eligible[which]
-    sequence = int(eligible[rng.integers(len(eligible))])
+    eligible = self._eligible[which]
+    return self._draw_in(rng, self.sources[which], int(eligible[rng.integers(len(eligible))]))
+
+  def draw_elsewhere(self, rng: np.random.Generator, draw: PairDraw) -> PairDraw | None:
+    """Return two frames of another track of a draw's data set, in which the draw's target is not.
+
+    Tracks of the draw's own video or image do not count: their crops may show its target. None where the
+    data set has no other. Only with an absent_probability.
+    """
+    which = self.sources.index(draw.source)
+    eligible, footage = self._eligible[which], self._footage[which]
+    if footage is None:
+      return None
+    while True:
+      sequence = int(eligible[rng.integers(len(eligible))])
+      if footage[sequence] != footage[draw.sequence]:
+        return self._draw_in(rng, draw.source, sequence)
+
+  def _draw_in(self, rng: np.random.Generator, source: FrameSource, sequence: int) -> PairDraw:
     positions = source.positions(sequence)
     if not source.is_video:
       return PairDraw(source, sequence, positions.start, positions.start)

@@ -56,6 +56,12 @@ flags.DEFINE_integer("search_size", None, "pixels; default: the preset's", flag_
 flags.DEFINE_integer("template_size", None, "pixels; default: the preset's", flag_values=FLAGS)
 flags.DEFINE_integer("preview_pairs", 16, "how many pairs", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("seed", 0, "of the sampled pairs", flag_values=FLAGS)
+flags.DEFINE_float(
+  "absent_probability",
+  0.0,
+  "that a search region shows another target, as config.sampling.absent_probability; it then has no box",
+  flag_values=FLAGS,
+)
 
 
 def check(
@@ -140,7 +146,14 @@ def _preview() -> None:
     source for name in FLAGS.prepared for source in _open(name, FLAGS.preview_split, augmentation)
   ]
   path = pathlib.Path(FLAGS.preview)
-  preview.write_preview(path, sources, augmentation, pairs=FLAGS.preview_pairs, seed=FLAGS.seed)
+  preview.write_preview(
+    path,
+    sources,
+    augmentation,
+    pairs=FLAGS.preview_pairs,
+    seed=FLAGS.seed,
+    absent_probability=FLAGS.absent_probability,
+  )
   print(f"{FLAGS.preview_pairs} pairs written to {path}")
 
 

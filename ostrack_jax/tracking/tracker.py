@@ -278,12 +278,11 @@ class Tracker:
     state = last = self._started("follow")
     if ahead < 1:
       raise ValueError(f"ahead {ahead} is too small; expected at least 1")
-    height, width = state.frame_size
-    size = jax.device_put(np.array([height, width], np.int32), self._device)
+    size = jax.device_put(np.array(state.frame_size, np.int32), self._device)
     box = jax.device_put(state.box_xywh[None].astype(np.float32), self._device)
-    pending: collections.deque[jax.Array] = collections.deque()
-    error = None
-    frames = iter(frames)
+    # A copy waits for all that the device was told before, so a frame is sent before others are searched.
+    sent, pending = collections.deque[jax.Array](), collections.deque[jax.Array]()
+    error, frames = None, iter(frames)
     while True:
       try:
         frame = next(frames, None)
@@ -293,8 +292,10 @@ class Tracker:
         # What was found before it comes first.
         error, frame = raised, None
       if frame is not None:
+        sent.append(jax.device_put(frame, self._device))
+      while sent and (frame is None or len(sent) > ahead // 2):
         search, side = device_crop.crop_squares(
-          jax.device_put(frame, self._device), box, self.search_factor, self.model.search_size
+          sent.popleft(), box, self.search_factor, self.model.search_size
         )
         box, found = advance(
           self.model,
@@ -309,13 +310,13 @@ class Tracker:
           self._weighing,
         )
         pending.append(found)
-      while pending and (frame is None or len(pending) > ahead):
+      while pending and (frame is None or len(sent) + len(pending) > ahead):
         (found,) = np.asarray(pending.popleft(), np.float64)
         if self._state is not last:
           raise RuntimeError("the track was changed while it was followed; follow it anew")
         self._state = last = dataclasses.replace(state, box_xywh=found[:4])
         yield result_of(found[:4], found[4], found[5:], self.calibrator)
-        if pending:
+        if sent or pending:
           # Raises where no next search region could be cut around it.
           crop.crop_window(found[:4], self.search_factor)
       if frame is None:

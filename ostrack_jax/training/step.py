@@ -37,15 +37,17 @@ def make_train_step(
   """Return `train_step(state, batch, keep_counts=None) -> (state, metrics)`.
 
   `batch` holds what augmentation.prepare_images takes, and `search_box_xywh` (and
-  `template_box_xywh`) float32 [b, 4], normalised to the crop as it is after the flips.
-  `keep_counts` is OSTrack.__call__'s. Metrics are scalars over the global batch: loss, giou, l1,
-  focal, iou, and grad_norm before clipping. With `ema_decay` the state's ema_variables move towards
+  `template_box_xywh`) float32 [b, 4], normalised to the crop as it is after the flips; and where targets
+  may be absent, `present` bool [b].
+  `keep_counts` is OSTrack.__call__'s. Metrics are scalars over the global batch: total_loss's, and
+  grad_norm before clipping. With `ema_decay` the state's ema_variables move towards
   its variables by 1 - min(ema_decay, (1 + step) / (10 + step)), so that the start is soon forgotten.
 
   Args:
     accumulate: parts that the batch is worked off in, one after another, for less memory. Part i takes
       every accumulate-th pair from the i-th on, so that every device has its share of it. Gradients are
-      averaged; BatchNorm normalises each part by itself.
+      averaged, each part weighing alike however many of its targets are present; BatchNorm normalises
+      each part by itself.
     batch_norm_groups: equal runs of the batch (of each part of it) that BatchNorm normalises apart; as
       many as there are devices for the official behaviour.
     batch_norm_shards: devices that the batch is split over (each part of it alike). Right numbers come of
@@ -67,7 +69,7 @@ def make_train_step(
         rngs={"drop_path": key},
         mutable=["batch_stats"],
       )
-      loss, parts = total_loss(output, part["search_box_xywh"], weights)
+      loss, parts = total_loss(output, part["search_box_xywh"], weights, part.get("present"))
       return loss, (parts, updated.get("batch_stats", {}))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
@@ -125,7 +127,7 @@ def make_validation_step(model: OSTrack, weights: LossWeights) -> Callable:
 
   def validation_step(variables, batch, keep_counts=None):
     output = _forward(model, variables, batch, keep_counts)
-    _, parts = total_loss(output, batch["search_box_xywh"], weights)
+    _, parts = total_loss(output, batch["search_box_xywh"], weights, batch.get("present"))
     return parts
 
   return validation_step

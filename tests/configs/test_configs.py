@@ -65,11 +65,15 @@ def test_tiny_kinds_build(arg):
   assert (config.model.pretrained == "ostrack_tiny") == (arg in ("", "no_ce"))
 
 
-@pytest.mark.parametrize("arg", ["", "no_ce", "long", "long_no_ce"])
+@pytest.mark.parametrize(
+  "arg", ["", "no_ce", "long", "long_no_ce", "absent", "absent_no_ce", "long_absent"]
+)
 def test_little_video_kinds_keep_the_schedule_in_shares_of_the_pairs(arg):
   config = _config("ostrack_s_256", arg)
   assert bool(build_model(config).elimination_layers) == ("no_ce" not in arg)
+  assert config.sampling.absent_probability == (0.2 if "absent" in arg else 0)
   train = config.train
+  assert train.pairs_per_epoch == 128 * (198 if "long" in arg else 66)
   assert (train.epochs, train.elimination_start, train.elimination_warmup) == (100, 10, 25)
   assert config.optim.drop_epoch == 80
   # 2.5 times the 322,000 pairs of the official code in the same time, or more.
@@ -86,7 +90,9 @@ def test_official_configurations_vary_nothing_more(name):
   augmentation = _config(name).augmentation
   for key in ("rotation_degrees", "aspect_jitter", "colour_jitter", "blur_probability"):
     assert augmentation[key] == 0
-  assert augmentation.distractor_probability == _config(name).sampling.min_image_side == 0
+  sampling = _config(name).sampling
+  assert augmentation.distractor_probability == sampling.min_image_side == 0
+  assert sampling.absent_probability == 0
 
 
 @pytest.mark.parametrize("name", [*OFFICIAL, "ostrack_s_256", "tiny"])
