@@ -31,6 +31,7 @@ PLANNED: dict[str, tuple[str, tuple[str, ...], tuple[int, ...]]] = {
     (42,),
   ),
   "3 times as long": ("long", (), (42,)),
+  "absent targets": ("absent", (), (42,)),
 }
 
 FLAGS = command_line.new_flags()
