@@ -29,9 +29,10 @@ def fold(
     dtype: that the kernels are stored in, the model's.
 
   Returns:
-    conv1: kernel [3 c, 9 d], of all branches. conv2 to conv4: kernel [3, c_out, 9 c_in]. conv5: kernel
-    [3, 2, c_in] float32; the score's second output is zero. Biases [3, c_out] float32. The 9 c_in inputs
-    are ordered by row, column and channel.
+    conv1: kernel [9 d, 3 c], of all branches. conv2 to conv4: kernel [3, 9 c_in, c_out]. conv5: kernel
+    [3, c_in, 2] float32; the score's second output is zero. Biases [3, c_out] float32. The 9 c_in inputs
+    are ordered by row, column and channel. Inputs come first: on CPUs the other way round costs a
+    twentieth of the network, for turning the first kernel in every call.
   """
   folded: dict[str, dict[str, np.ndarray]] = {}
   for layer in range(1, _LAYERS + 1):
@@ -42,16 +43,16 @@ def fold(
       norm, running = _doubles(params[name]["bn"]), _doubles(batch_stats[name]["bn"])
       factor = norm["scale"] / np.sqrt(running["var"] + _EPSILON)
       kernel = conv["kernel"] * factor
-      kernels.append(kernel.transpose(3, 0, 1, 2).reshape(len(factor), -1))
+      kernels.append(kernel.reshape(-1, len(factor)))
       biases.append((conv["bias"] - running["mean"]) * factor + norm["bias"])
-    kernel = np.concatenate(kernels) if layer == 1 else np.stack(kernels)
+    kernel = np.concatenate(kernels, axis=1) if layer == 1 else np.stack(kernels)
     folded[f"conv{layer}"] = {
       "kernel": kernel.astype(np.float32).astype(dtype),
       "bias": np.stack(biases).astype(np.float32),
     }
   last = [_doubles(params[f"conv{_LAYERS + 1}_{branch}"]) for branch in head.BRANCHES]
   outputs = max(head.BRANCHES.values())
-  kernels = [_padded(one["kernel"][0, 0].T, outputs) for one in last]
+  kernels = [_padded(one["kernel"][0, 0], outputs) for one in last]
   biases = [_padded(one["bias"], outputs) for one in last]
   folded[f"conv{_LAYERS + 1}"] = {
     "kernel": np.stack(kernels).astype(np.float32),
@@ -65,7 +66,8 @@ def _doubles(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _padded(array: np.ndarray, count: int) -> np.ndarray:
-  return np.pad(array, [(0, count - len(array))] + [(0, 0)] * (array.ndim - 1))
+  """Return an array whose last axis is filled up with zeros."""
+  return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, count - array.shape[-1])])
 
 
 def apply(
@@ -86,7 +88,7 @@ def apply(
     bias = folded[f"conv{layer}"]["bias"][:, None, None, None, :]
     x = jax.nn.relu(x.astype(jnp.float32) + bias).astype(dtype)
   last = folded[f"conv{_LAYERS + 1}"]
-  maps = jnp.einsum("gbhwi,goi->gbhwo", x.astype(jnp.float32), last["kernel"])
+  maps = jnp.einsum("gbhwi,gio->gbhwo", x.astype(jnp.float32), last["kernel"])
   maps = maps + last["bias"][:, None, None, None, :]
   found = {
     branch: maps[number, ..., :outputs]
@@ -100,22 +102,22 @@ def apply(
 
 
 def _multiply(x, kernel):
-  """Convolve [g, b, F, F, i] with [g, o, 9 i] as one product, to [g, b, F, F, o] float32."""
+  """Convolve [g, b, F, F, i] with [g, 9 i, o] as one product, to [g, b, F, F, o] float32."""
   side = x.shape[2]
   padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
   shifted = [padded[:, :, i : i + side, j : j + side] for i in range(3) for j in range(3)]
   near = jnp.concatenate(shifted, axis=-1)
-  return jnp.einsum("gbhwk,gok->gbhwo", near, kernel, preferred_element_type=jnp.float32)
+  return jnp.einsum("gbhwk,gko->gbhwo", near, kernel, preferred_element_type=jnp.float32)
 
 
 def _convolve(x, kernel):
-  """Convolve [g, b, F, F, i] with [g, o, 9 i], to [g, b, F, F, o]."""
-  groups, outputs, _ = kernel.shape
-  kernel = kernel.reshape(groups, outputs, 3, 3, -1)
+  """Convolve [g, b, F, F, i] with [g, 9 i, o], to [g, b, F, F, o]."""
+  groups, _, outputs = kernel.shape
+  kernel = kernel.reshape(groups, 3, 3, -1, outputs)
   return jnp.stack(
     [
       jax.lax.conv_general_dilated(
-        x[g], kernel[g], (1, 1), "SAME", dimension_numbers=("NHWC", "OHWI", "NHWC")
+        x[g], kernel[g], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
       )
       for g in range(groups)
     ]
