@@ -86,7 +86,7 @@ def calibration_subject(checkpoint: Checkpoint) -> dict[str, Any]:
   return {
     "digest": run_folder.checkpoint_digest(checkpoint.variables, checkpoint.description),
     "elimination": [list(model.elimination_layers), list(model.keep_ratios)],
-    "features": list(confidence.feature_signs(model)),
+    "features": list(confidence.SIGNS),
   }
 
 

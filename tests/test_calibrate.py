@@ -81,11 +81,9 @@ def test_the_command_stores_a_calibrator_that_trackers_use(calibrated, root):
   checkpoint = load(folder)
   calibrator = checkpoint.calibrator
   assert calibrator == confidence.read(folder / "calibrator.json")
-  assert calibrator.features[-1] == "attended_3" and calibrator.false_alarm_rate == 0.1
+  assert calibrator.features == tuple(confidence.SIGNS) and calibrator.false_alarm_rate == 0.1
   assert calibrator.provenance["videos"] == ["v3", "v4"]
-  for weight, sign in zip(
-    calibrator.weights, confidence.feature_signs(checkpoint.model).values(), strict=True
-  ):
+  for weight, sign in zip(calibrator.weights, confidence.SIGNS.values(), strict=True):
     assert weight * sign >= 0
   assert Tracker(checkpoint).calibrator == calibrator
   assert load("ostrack_tiny").calibrator is None
@@ -249,19 +247,44 @@ def test_a_fit_takes_its_odds_and_threshold_from_tracks():
   assert fitting.fit(one).provenance["scaled_on"] == "the samples of the fit"
 
 
+def test_weights_come_from_crops():
+  rng = np.random.default_rng(0)
+
+  def sample(kind, axis, right):
+    evidence = rng.normal(0, 1, 2)
+    evidence[axis] += 2.0 if right else -2.0
+    return confidence_samples.Sample(
+      kind=kind, video=f"v{rng.integers(3)}", evidence=evidence, score=0.5, is_right=right
+    )
+
+  # In crops the first number tells what is right, in tracks the second one, and there are more of those.
+  samples = [sample("free", 1, n % 2 == 0) for n in range(2000)]
+  samples += [sample(("present", "missed")[n % 2], 0, n % 2 == 0) for n in range(500)]
+  fitting = calibration_report.Fitting(
+    signs={"a": 0, "b": 0}, l2=1e-2, false_alarm_rate=0.05, fitted_for={}, provenance={}
+  )
+  first, second = fitting.fit(samples).weights
+  assert first > 20 * abs(second)
+
+
 def test_odds_are_no_surer_than_what_other_videos_bear_out():
   rng = np.random.default_rng(0)
 
-  def sample(number, right):
+  def sample(kind, number, right):
     # What is right shows in the first number a little, and plainly in one that is this video's own.
     evidence = rng.normal(0, 1, 5)
     evidence[0] += 0.5 if right else -0.5
     evidence[1 + number] += 3.0 if right else -3.0
     return confidence_samples.Sample(
-      kind="free", video=f"v{number}", evidence=evidence, score=0.5, is_right=right
+      kind=kind, video=f"v{number}", evidence=evidence, score=0.5, is_right=right
     )
 
-  samples = [sample(number, n % 2 == 0) for number in range(4) for n in range(200)]
+  samples = [
+    sample(kind, number, n % 2 == 0)
+    for kind in ("present", "free")
+    for number in range(4)
+    for n in range(200)
+  ]
   fitting = calibration_report.Fitting(
     signs={f"e{n}": 0 for n in range(5)},
     l2=1e-2,

@@ -62,7 +62,7 @@ class Fitting:
   """How to fit a calibrator.
 
   Attributes:
-    signs: of confidence.feature_signs.
+    signs: confidence.SIGNS.
     l2: of calibration.fit_logistic.
     false_alarm_rate: share of track samples, not right, that may be called visible.
     fitted_for, provenance: of the calibrator.
@@ -75,15 +75,16 @@ class Fitting:
   provenance: Mapping[str, Any]
 
   def fit(self, samples: Sequence[Sample]) -> Calibrator:
-    """Return a calibrator: weights of all samples, odds scaled to those of tracks, the threshold of those.
+    """Return a calibrator: weights of crops, odds scaled to those of tracks, the threshold of those.
 
-    Crops teach to order; but where a tracker looks, and how often it is right there, tracks alone say. Odds
-    are scaled, and the threshold chosen, on what weights fitted on the other videos say of each video:
-    weights flatter the samples that they were fitted on. With one video, or where the others are all right or
-    all wrong, there is nothing else, and provenance says so.
+    Crops teach to order: each is another look, while a track's frames repeat each other. But where a tracker
+    looks, and how often it is right there, tracks alone say. Odds are scaled, and the threshold chosen, on what
+    weights fitted on the other videos say of each video: weights flatter the videos that they were fitted on.
+    With one video, or where the others' crops are all right or all wrong, there is nothing else, and provenance
+    says so.
 
     Raises:
-      ValueError: all samples are right, or none, here or among tracks.
+      ValueError: all samples are right, or none, among crops or among tracks.
     """
     weighed = self._weigh(samples)
     values, labels = _values(of_kinds(samples, TRACKS))
@@ -109,7 +110,8 @@ class Fitting:
     )
 
   def _weigh(self, samples: Sequence[Sample]) -> calibration.Fit:
-    return calibration.fit_logistic(*_values(samples), self.l2, list(self.signs.values()))
+    crops = of_kinds(samples, PRESENCE)
+    return calibration.fit_logistic(*_values(crops), self.l2, list(self.signs.values()))
 
   def _odds_by_others(self, samples: Sequence[Sample]) -> np.ndarray | None:
     """Return log odds of tracks' samples, each video's by the others' weights; None where those cannot be

@@ -19,60 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
+from ostrack_jax.models.ostrack import OSTrackOutput
 
 FORMAT = "ostrack_jax/calibrator/1"
 FILE_NAME = "calibrator.json"
 # What is read off, and the sign of its weight: none can speak for a target by being worse.
-SIGNS = {
-  "peak": 1,
-  "margin": 1,
-  "spread": -1,
-  "pull": -1,
-  "jump": -1,
-  "growth": -1,
-  "similarity": 1,
-}
-_ATTENDED_SIGN = 1
-# Cells around the peak, on each side, that belong to it and are no second peak.
-_PEAK_REACH = 2
+SIGNS = {"peak": 1, "spread": -1, "similarity": 1}
 _TINY = 1e-12
-_LEAST_ATTENTION = 1e-6
 
 
-def attended_layers(model: OSTrack) -> tuple[int, ...]:
-  """Return the blocks whose attention is evidence: those that eliminate, and the last; () if two-stream."""
-  if model.is_two_stream:
-    return ()
-  return tuple(sorted({*model.elimination_layers, model.dimensions()["depth"] - 1}))
+def evidence(output: OSTrackOutput, window) -> jax.Array:
+  """Return [b, 3] float32, what the maps say of the box near the window; for use under jit.
 
-
-def feature_signs(model: OSTrack) -> dict[str, int]:
-  """Return the evidence by name, in order, and the sign that each weight may have."""
-  return SIGNS | {f"attended_{layer}": _ATTENDED_SIGN for layer in attended_layers(model)}
-
-
-def evidence(output: OSTrackOutput, window, search_factor) -> jax.Array:
-  """Return [b, k] float32, what the maps say of the box near the window; for use under jit.
-
-  In the order of feature_signs:
+  In the order of SIGNS:
   - peak: log odds of the raw score map's maximum.
-  - margin: that, less the log odds of the largest score more than two cells away from it.
   - spread: log of how many cells share the raw score map's mass, (sum of s)^2 / sum of s^2.
-  - pull: log odds of the raw maximum, less those at the cell that the window chose; 0 where it is the
-    same cell.
-  - jump: distance of the box's centre from the previous box's (the crop's centre), in sides of a square
-    as large as the previous box.
-  - growth: |log| of the box's side, the root of its area, over the previous box's.
   - similarity: cosine between the mean of the template's middle tokens, where the target is, and the mean
     of the search tokens in the box, as the backbone gives them; eliminated ones count as far as none is left.
-  - attended_<block>: log of the attention that the template pays, by the tokens that rank candidates, to
-    the whole search region rather than to itself: what elimination scores sum up to.
 
   Args:
-    output: of a model with a score map, with the attention of attended_layers.
+    output: of a model with a score map.
     window: [F, F] as for OSTrackOutput.boxes_near.
-    search_factor: the crop's side over the root of the previous box's area.
   """
   maps = output.score_map
   if maps is None:
@@ -80,35 +47,14 @@ def evidence(output: OSTrackOutput, window, search_factor) -> jax.Array:
   batch, grid = maps.shape[:2]
   scores = maps[..., 0].astype(jnp.float32)
   flat = scores.reshape(batch, grid * grid)
-  peak = jnp.argmax(flat, axis=1)
   chosen = jnp.argmax((scores * window[None]).reshape(batch, grid * grid), axis=1)
-
-  def at(cells):
-    return _log_odds(jnp.take_along_axis(flat, cells[:, None], axis=1)[:, 0])
-
-  cells = jnp.arange(grid * grid)[None, :]
-  rows, columns = (
-    jnp.abs(place(cells, grid) - place(peak[:, None], grid))
-    for place in (jnp.floor_divide, jnp.remainder)
-  )
-  second = jnp.where(jnp.maximum(rows, columns) > _PEAK_REACH, flat, 0).max(axis=1)
   shared = jnp.square(flat.sum(axis=1)) / (jnp.square(flat).sum(axis=1) + _TINY)
   boxes_cxcywh = output.boxes_near(window).astype(jnp.float32)
-  jump = jnp.sqrt(jnp.square(boxes_cxcywh[:, :2] - 0.5).sum(axis=1)) * search_factor
-  area = boxes_cxcywh[:, 2] * boxes_cxcywh[:, 3] * search_factor**2
-  attended = [
-    jnp.log(rows[..., -grid * grid :].sum(axis=3).mean(axis=(1, 2)) + _LEAST_ATTENTION)
-    for rows in output.attention
-  ]
+  features = output.features.astype(jnp.float32)
   values = (
-    at(peak),
-    at(peak) - _log_odds(second),
+    _log_odds(flat.max(axis=1)),
     jnp.log(shared + _TINY),
-    at(peak) - at(chosen),
-    jump,
-    0.5 * jnp.abs(jnp.log(jnp.maximum(area, _TINY))),
-    _similarity(output.features.astype(jnp.float32), boxes_cxcywh, chosen, grid),
-    *attended,
+    _similarity(features, boxes_cxcywh, chosen, grid),
   )
   return jnp.stack(values, axis=1)
 
@@ -133,7 +79,7 @@ def _similarity(features, boxes_cxcywh, chosen, grid: int):
 
 
 def _log_odds(scores):
-  # A model's scores are clamped to this range; a map without a second peak would give infinity.
+  # A model's scores are clamped to this range, of which bfloat16 rounds the upper end to 1.
   scores = jnp.clip(scores, 1e-4, 1 - 1e-4)
   return jnp.log(scores) - jnp.log1p(-scores)
 
@@ -142,17 +88,15 @@ class Weighing(flax.struct.PyTreeNode):
   """A calibrator on the device.
 
   Attributes:
-    weights: [k] float32 of the raw evidence. bias: [] float32.
-    search_factor: [] float32, of the tracker.
+    weights: [3] float32 of the raw evidence. bias: [] float32.
   """
 
   weights: jax.Array | np.ndarray
   bias: jax.Array | np.floating
-  search_factor: jax.Array | np.floating
 
   def confidence(self, output: OSTrackOutput, window) -> jax.Array:
     """Return [b] float32 probabilities; for use under jit."""
-    values = evidence(output, window, self.search_factor)
+    values = evidence(output, window)
     # No matrix product, which a GPU would round more.
     return jax.nn.sigmoid((values * self.weights[None]).sum(axis=1) + self.bias)
 
@@ -162,7 +106,7 @@ class Calibrator:
   """From evidence to a probability, for one checkpoint.
 
   Attributes:
-    features: names of the evidence, in the order of feature_signs.
+    features: names of the evidence, in the order of SIGNS.
     mean, scale: of each in the samples it was fitted on.
     weights, bias: of the standardised evidence: log odds of the box being on the target.
     threshold: the target counts as visible where the confidence is above it.
@@ -206,7 +150,6 @@ class Calibrator:
     return Weighing(
       weights=weights.astype(np.float32),
       bias=np.float32(self.bias - np.dot(weights, self.mean)),
-      search_factor=np.float32(self.fitted_for["search_factor"]),
     )
 
   def confidence(self, values: np.ndarray) -> np.ndarray:
@@ -258,7 +201,7 @@ def on_device(
     subject = {
       "search_factor": search_factor,
       "template_factor": template_factor,
-      "features": list(feature_signs(checkpoint.model)),
+      "features": list(SIGNS),
     }
     calibrator = kept(calibrator, subject)
   if calibrator is None:

@@ -51,11 +51,9 @@ class Sample:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _observe(model, weights, template, search, window, template_mask, search_factor):
-  layers = confidence.attended_layers(model)
-  output = tracker.forward(model, weights, template, search, template_mask, layers)
-  values = confidence.evidence(output, window, search_factor)
-  return output.boxes_near(window), output.scores, values
+def _observe(model, weights, template, search, window, template_mask):
+  output = tracker.forward(model, weights, template, search, template_mask)
+  return output.boxes_near(window), output.scores, confidence.evidence(output, window)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +157,7 @@ class Observer:
     search, factor = crop.crop_square(image, around_xywh, self.search_factor, size)
     template, mask = remembered
     found, score, evidence = jax.device_get(
-      _observe(
-        self.model,
-        self._weights,
-        template,
-        search[None],
-        self._window,
-        mask,
-        np.float32(self.search_factor),
-      )
+      _observe(self.model, self._weights, template, search[None], self._window, mask)
     )
     box = motion.box_in_frame(found[0], around_xywh, factor, size)
     return _Seen(box_xywh=box, score=float(score[0]), evidence=evidence[0])

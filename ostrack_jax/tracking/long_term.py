@@ -1,4 +1,4 @@
-"""After a loss: the box is frozen, and the target sought all over the frame, step by step.
+"""After a loss: the box that is told is frozen, and the target sought all over the frame, step by step.
 
 Off unless asked for; nothing of it is in the paper or in the official tracker. Whether a target is lost,
 and whether what was found is it, says the calibrated confidence (confidence.py), so a calibrator is needed.
@@ -27,7 +27,8 @@ class LongTermSettings:
   Attributes:
     loss_odds: a target is lost when the geometric mean of its odds is at most this,
     patience: over so many frames. Most trackers that are in doubt find back by themselves.
-    accept_odds: a found target needs more than these.
+    accept_odds: a target that is found where the tracker went on needs more than these; one that is found
+      elsewhere also as many as it had on average in frames in which it had more than these.
     proof: a target that had them in fewer frames is not given up: it could not be found again either, and
       in video of a kind that the calibrator does not know none may have them.
     windows: places looked at in a frame while a target is lost, all in one forward.
@@ -61,11 +62,11 @@ def with_odds(probability: float, factor: float) -> float:
 
 
 def search_windows(box_xywh, search_factor: float, frame_size: tuple[int, int]) -> np.ndarray:
-  """Return boxes to look around for a target that left another box: [n, 4] pixels, perhaps none.
+  """Return boxes to look around for a target that left another box: [n, 4] pixels.
 
   They are as large as that box and lie on a grid around it, half a search region apart, so that regions
-  overlap by half and each pixel of the frame is in the middle half of one, or of the one around the box
-  itself, which is not among them. Those around it come first, then the next ring, to the frame's border.
+  overlap by half and each pixel of the frame is in the middle half of one. The box itself comes first, then
+  those around it, then the next ring, to the frame's border.
 
   Args:
     box_xywh: [4] where the target was last, pixels, its centre in the frame.
@@ -80,7 +81,7 @@ def search_windows(box_xywh, search_factor: float, frame_size: tuple[int, int]) 
   )
   cells = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
   rings, distances = np.abs(cells).max(axis=1), np.square(cells).sum(axis=1)
-  cells = cells[np.lexsort((distances, rings))][1:]
+  cells = cells[np.lexsort((distances, rings))]
   corners = np.array([x, y]) + step * cells
   return np.concatenate([corners, np.broadcast_to([w, h], corners.shape)], axis=1)
 
@@ -105,7 +106,7 @@ class _Loss:
 
   def next_windows(self, count: int) -> np.ndarray:
     """Return the next ones, at most [count, 4]; behind the last comes the first again."""
-    rows = (self.at + np.arange(min(count, len(self.windows)))) % max(1, len(self.windows))
+    rows = (self.at + np.arange(min(count, len(self.windows)))) % len(self.windows)
     self.at += len(rows)
     return self.windows[rows]
 
@@ -115,12 +116,13 @@ class _Watched:
   """A target that is followed.
 
   box_xywh: [4] where it was last visible. log_odds: of the last frames, at most settings.patience.
-  sure: how many frames had settings.accept_odds.
+  sure: how many frames had settings.accept_odds. sure_log_odds: the sum of theirs.
   """
 
   box_xywh: np.ndarray
   log_odds: collections.deque[float]
   sure: int = 0
+  sure_log_odds: float = 0.0
   loss: _Loss | None = None
 
 
@@ -149,11 +151,8 @@ class Recovery:
 
   def watch(self, number: int, box_xywh: np.ndarray) -> None:
     """Begin with an object, [4] pixels."""
-    self._watched[number] = self._followed_from(box_xywh)
-
-  def _followed_from(self, box_xywh: np.ndarray, sure: int = 0) -> _Watched:
     log_odds = collections.deque[float](maxlen=self.settings.patience)
-    return _Watched(box_xywh=box_xywh, log_odds=log_odds, sure=sure)
+    self._watched[number] = _Watched(box_xywh=box_xywh, log_odds=log_odds)
 
   def forget(self, number: int) -> None:
     """End with an object."""
@@ -165,11 +164,14 @@ class Recovery:
 
   def judged(
     self, number: int, result: TrackResult, frame: np.ndarray, templates: Templates, lane: int
-  ) -> TrackResult:
-    """Return what to say of a frame, and from which box to go on: the result itself unless the target is lost.
+  ) -> tuple[TrackResult, np.ndarray | None]:
+    """Return what to say of a frame, the result itself unless the target is lost; and where to go on, or None.
+
+    None is where the tracker is. There it goes on also while the target is sought: doubt may be false, and a
+    tracker that was taken off its target would have lost it.
 
     Args:
-      result: what was found around the last box that this returned.
+      result: what the tracker found.
       frame: as for Tracker.update.
       templates, lane: of all lanes, and which is the object's.
     """
@@ -177,24 +179,34 @@ class Recovery:
     if watched.loss is None:
       self._note(watched, result)
       if not self._is_given_up(watched):
-        return result
+        return result, None
       factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
       windows = search_windows(watched.box_xywh, factor, np.shape(frame)[:2])
       watched.loss = _Loss(box_xywh=watched.box_xywh, windows=windows, templates=templates)
-    loss, best = watched.loss, result
-    if not self._is_accepted(best):
-      found = self._search.find(
-        frame, loss.next_windows(self.settings.windows), loss.box_xywh[2:], loss.templates
-      )
-      best = max(best, *found, key=_confidence)
-    if self._is_accepted(best):
-      self._watched[number] = self._followed_from(best.box_xywh, sure=self.settings.proof)
-      return dataclasses.replace(best, visible=True)
-    return dataclasses.replace(best, box_xywh=loss.box_xywh.copy(), visible=False)
+    loss = watched.loss
+    if self._is_accepted(result):
+      return self._found(watched, result), None
+    found = self._search.find(
+      frame, loss.next_windows(self.settings.windows), loss.box_xywh[2:], loss.templates
+    )
+    best = max(found, key=_confidence)
+    usual = watched.sure_log_odds / watched.sure
+    if self._is_accepted(best) and _log_odds(_confidence(best)) >= usual:
+      return self._found(watched, best), best.box_xywh
+    best = max(result, best, key=_confidence)
+    return dataclasses.replace(best, box_xywh=loss.box_xywh.copy(), visible=False), None
+
+  def _found(self, watched: _Watched, result: TrackResult) -> TrackResult:
+    watched.box_xywh, watched.loss = result.box_xywh, None
+    watched.log_odds.clear()
+    return dataclasses.replace(result, visible=True)
 
   def _note(self, watched: _Watched, result: TrackResult) -> None:
-    watched.sure += self._is_accepted(result)
-    watched.log_odds.append(_log_odds(_confidence(result)))
+    log_odds = _log_odds(_confidence(result))
+    watched.log_odds.append(log_odds)
+    if self._is_accepted(result):
+      watched.sure += 1
+      watched.sure_log_odds += log_odds
     if result.visible:
       watched.box_xywh = result.box_xywh
 

@@ -248,10 +248,10 @@ class MultiTracker:
       box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
       results[number] = result = result_of(box, score, sure, self.calibrator)
       if self._recovery is not None:
-        judged = self._recovery.judged(number, result, frame, self._templates(), lane)
-        if judged is not result:
-          self._put(lane, judged.box_xywh)
-          results[number] = judged
+        said, place_xywh = self._recovery.judged(number, result, frame, self._templates(), lane)
+        results[number] = said
+        if place_xywh is not None:
+          self._put(lane, place_xywh)
     return results
 
   def track(

@@ -59,12 +59,7 @@ def remember(model: OSTrack, weights: TrackingWeights, template):
 
 
 def forward(
-  model: OSTrack,
-  weights: TrackingWeights,
-  template,
-  search,
-  template_mask=None,
-  attention_layers: tuple[int, ...] = (),
+  model: OSTrack, weights: TrackingWeights, template, search, template_mask=None
 ) -> OSTrackOutput:
   """Return what the network says; for use under jit. Arguments as for locate and the model."""
   variables = weights.unpack()
@@ -80,7 +75,6 @@ def forward(
       images,
       normalise_images(search),
       template_mask=template_mask,
-      attention_layers=attention_layers,
       head_folded=head_folded,
       encoded_template=encoded,
     ),
@@ -88,8 +82,7 @@ def forward(
 
 
 def _locate(model: OSTrack, weights, template, search, window, template_mask, weighing):
-  layers = () if weighing is None else confidence.attended_layers(model)
-  output = forward(model, weights, template, search, template_mask, layers)
+  output = forward(model, weights, template, search, template_mask)
   found = output.boxes_near(window), output.scores
   return found if weighing is None else (*found, weighing.confidence(output, window))
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from lane_runs import SMALL
 
-from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
+from ostrack_jax.models.ostrack import OSTrackOutput
 from ostrack_jax.tracking import confidence
 from ostrack_jax.tracking.confidence import Calibrator
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.tracker import Tracker, locate
 
 _BOX = (60, 40, 30, 24)
-_FEATURES = (*confidence.SIGNS, "attended_0")
+_FEATURES = tuple(confidence.SIGNS)
 # Compiled once for all tests here.
 _evidence = jax.jit(confidence.evidence)
 
@@ -68,7 +68,6 @@ def _output():
   size[0, 4, 3] = 0.5, 0.125
   offset = np.full((2, 8, 8, 2), 0.5, np.float32)
   rng = np.random.default_rng(0)
-  attention = rng.uniform(0, 0.01, (2, 3, 2, 16 + 64)).astype(np.float32)
   return OSTrackOutput(
     score_map=scores,
     size_map=size,
@@ -77,7 +76,7 @@ def _output():
     scores=scores.max(axis=(1, 2, 3)),
     features=rng.normal(size=(2, 16 + 64, 5)).astype(np.float32),
     removed=(),
-    attention=(attention,),
+    attention=(),
   )
 
 
@@ -87,17 +86,14 @@ def seen():
   # Prefers the second column of the broad peak.
   window = np.ones((8, 8), np.float32)
   window[:, 2] = 0.5
-  values = _evidence(output, window, np.float32(4))
+  values = _evidence(output, window)
   assert values.shape == (2, len(_FEATURES))
   return output, dict(zip(_FEATURES, np.asarray(values).T, strict=True))
 
 
-def test_peak_and_margin_are_log_odds_of_the_first_and_of_a_second_peak_that_is_no_neighbour(seen):
+def test_peak_is_the_log_odds_of_the_raw_maximum(seen):
   _, values = seen
   np.testing.assert_allclose(values["peak"], [_odds(0.8), _odds(0.9)], rtol=1e-4)
-  # 0.7 and 0.6 lie within two cells of 0.8.
-  want = [_odds(0.8) - _odds(0.4), _odds(0.9) - _odds(0.001)]
-  np.testing.assert_allclose(values["margin"], want, rtol=1e-4)
 
 
 def test_spread_counts_the_cells_that_share_the_mass(seen):
@@ -105,23 +101,6 @@ def test_spread_counts_the_cells_that_share_the_mass(seen):
   maps = output.score_map.reshape(2, -1).astype(np.float64)
   want = np.log(maps.sum(axis=1) ** 2 / (maps**2).sum(axis=1))
   np.testing.assert_allclose(values["spread"], want, rtol=1e-4)
-
-
-def test_pull_tells_what_the_window_cost(seen):
-  _, values = seen
-  np.testing.assert_allclose(values["pull"], [_odds(0.8) - _odds(0.7), 0], atol=1e-4)
-
-
-def test_jump_and_growth_compare_the_box_with_the_previous_one(seen):
-  _, values = seen
-  # Centres (3.5, 4.5) and (3.5, 3.5) of 8 cells; the previous box is a quarter of the crop wide.
-  want = [math.hypot(3.5 / 8 - 0.5, 4.5 / 8 - 0.5) * 4, math.hypot(0.5 / 8, 0.5 / 8) * 4]
-  np.testing.assert_allclose(values["jump"], want, rtol=1e-4)
-  np.testing.assert_allclose(values["growth"], [0, 0], atol=1e-5)
-  output = _output()
-  wider = output.replace(size_map=np.full((2, 8, 8, 2), 0.125, np.float32))
-  grown = _evidence(wider, np.ones((8, 8), np.float32), np.float32(4))[:, 5]
-  np.testing.assert_allclose(grown, [math.log(2), math.log(2)], rtol=1e-4)
 
 
 def test_similarity_is_the_cosine_of_the_templates_middle_and_the_boxs_tokens(seen):
@@ -133,23 +112,9 @@ def test_similarity_is_the_cosine_of_the_templates_middle_and_the_boxs_tokens(se
   assert values["similarity"][0] == pytest.approx(want, abs=1e-5)
 
 
-def test_attended_is_what_the_template_gives_the_search_region(seen):
-  output, values = seen
-  want = np.log(output.attention[0][..., 16:].sum(axis=-1).mean(axis=(1, 2)) + 1e-6)
-  np.testing.assert_allclose(values["attended_0"], want, rtol=1e-4)
-
-
-def test_attention_is_taken_where_candidates_are_ranked_and_at_the_end():
-  model = OSTrack(variant="s")
-  assert confidence.attended_layers(model) == (3, 6, 9, 11)
-  assert list(confidence.feature_signs(model))[-1] == "attended_11"
-  alone = OSTrack(variant="s", relation="stark", elimination_layers=(), keep_ratios=())
-  assert confidence.feature_signs(alone) == confidence.SIGNS
-
-
 def test_the_device_weighs_as_the_host_does():
   calibrator, window = _calibrator(), np.ones((8, 8), np.float32)
-  values = np.asarray(_evidence(_output(), window, np.float32(4)))
+  values = np.asarray(_evidence(_output(), window))
   standard = (values - calibrator.mean) / calibrator.scale
   want = 1 / (1 + np.exp(-(standard @ np.array(calibrator.weights) - 2.25)))
   np.testing.assert_allclose(calibrator.confidence(values), want, rtol=1e-5)
@@ -220,7 +185,7 @@ def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images)
   [
     ({}, {"search_factor": 5.0}),
     ({}, {"template_factor": 3.0}),
-    ({"features": tuple(confidence.SIGNS)}, {}),
+    ({"features": ("peak", "margin")}, {}),
   ],
 )
 def test_a_calibrator_of_another_tracker_is_left_aside_with_a_warning(

@@ -1,4 +1,4 @@
-"""After a loss the box is frozen and the target sought all over the frame; nobody else notices."""
+"""After a loss the box that is told is frozen and the target sought all over the frame; nobody else notices."""
 
 import dataclasses
 import types
@@ -14,7 +14,7 @@ from ostrack_jax.tracking.long_term import LongTermSettings, Recovery, search_wi
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.result import TrackResult
 
-_FEATURES = (*confidence.SIGNS, "attended_0")
+_FEATURES = tuple(confidence.SIGNS)
 _SIZE = (240, 320)
 
 
@@ -44,7 +44,7 @@ def test_every_pixel_is_in_the_middle_half_of_a_region(seed):
   box = np.array([*(rng.uniform(0, 1, 2) * (width, height) - (w / 2, h / 2)), w, h])
   found = search_windows(box, 4.0, (height, width))
   np.testing.assert_allclose(found[:, 2:], np.broadcast_to([w, h], (len(found), 2)))
-  centres = np.concatenate([box[None], found])[:, :2] + 0.5 * box[2:]
+  centres = found[:, :2] + 0.5 * box[2:]
   reach = 0.25 * 4 * np.sqrt(w * h) + 1e-6
   ys, xs = np.mgrid[0 : height + 1 : 3, 0 : width + 1 : 3]
   apart = np.abs(np.stack([xs, ys], axis=-1).reshape(-1, 1, 2) - centres).max(axis=2)
@@ -62,13 +62,13 @@ def test_regions_lie_half_a_side_apart_and_nearer_rings_come_first():
   np.testing.assert_array_equal(steps, steps.round())
   rings = np.abs(steps).max(axis=1)
   assert (np.diff(rings) >= 0).all()
-  assert [int((rings == ring).sum()) for ring in (0, 1, 2)] == [0, 8, 16]
+  assert [int((rings == ring).sum()) for ring in (0, 1, 2)] == [1, 8, 16]
   # Within a ring those across come before the corners.
-  assert np.abs(steps[:4]).sum(axis=1).tolist() == [1, 1, 1, 1]
+  assert np.abs(steps[1:5]).sum(axis=1).tolist() == [1, 1, 1, 1]
 
 
-def test_around_a_box_that_fills_the_frame_there_is_nothing_to_look_at():
-  assert search_windows((0, 0, 320, 240), 4.0, _SIZE).shape == (0, 4)
+def test_around_a_box_that_fills_the_frame_there_is_nothing_else_to_look_at():
+  np.testing.assert_array_equal(search_windows((0, 0, 320, 240), 4.0, _SIZE), [(0, 0, 320, 240)])
 
 
 def test_odds_are_multiplied():
@@ -101,24 +101,24 @@ def test_without_a_calibrator_the_cure_is_told(checkpoint):
 
 
 class _Search:
-  """A WideSearch that finds nothing, and notes where it was asked to look."""
+  """A WideSearch that is as sure of each place as it is told, and notes where it was asked to look."""
 
   search_factor = 4.0
 
-  def __init__(self):
-    self.asked = []
+  def __init__(self, sure):
+    self.asked, self._sure = [], sure
 
   def repeated(self, templates, lane):
     return templates
 
   def find(self, frame, boxes_xywh, size, templates):
     self.asked.append(boxes_xywh)
-    return [TrackResult(box, 0.1, 0.2) for box in boxes_xywh]
+    return [TrackResult(box, 0.1, self._sure) for box in boxes_xywh]
 
 
-def _watch(confidences, **settings):
+def _watch(confidences, elsewhere=0.2, **settings):
   """What is said of one target with these confidences, one pixel further in each frame."""
-  search = _Search()
+  search = _Search(elsewhere)
   calibrator = types.SimpleNamespace(threshold=0.5)
   recovery = Recovery(LongTermSettings(**{"proof": 1, **settings}), calibrator, search)
   recovery.watch(0, np.array([100.0, 100, 20, 20]))
@@ -126,7 +126,7 @@ def _watch(confidences, **settings):
   for step, sure in enumerate(confidences, 1):
     result = TrackResult(np.array([100.0 + step, 100, 20, 20]), 0.5, sure, sure > 0.5)
     said.append(recovery.judged(0, result, frame, ("a template", None), 0))
-  return said, search, recovery
+  return [one for one, _ in said], search, recovery
 
 
 def test_a_target_is_lost_when_the_mean_odds_of_the_last_frames_are_low():
@@ -160,24 +160,34 @@ def test_a_target_that_was_never_sure_is_not_given_up():
   assert len(_watch([0.7, 0.6, 0.7, 0.7, *[0.01] * 5], proof=3, **rule)[1].asked) == 4
 
 
-def test_what_is_sure_at_the_frozen_box_is_taken_without_looking_further():
+def test_what_is_sure_where_the_tracker_went_on_is_taken_without_looking_further():
   said, search, recovery = _watch([0.9, 0.01, 0.6, 0.7, 0.01], patience=1, accept_odds=2.0)
   assert len(search.asked) == 3
   # Visible is not enough.
   assert [one.visible for one in said] == [True, False, False, True, False]
-  # Lost anew, it is frozen where it was found.
+  # The box is the tracker's own, which went on; lost anew, it is frozen where it was found.
   assert [one.box_xywh[0] for one in said] == [101, 101, 101, 104, 104] and recovery.is_lost(0)
   assert said[2].confidence == 0.6
+
+
+def test_elsewhere_a_target_must_be_as_sure_as_it_was_on_average_when_it_was_sure():
+  # Odds of 9, 3 and, not sure, 1/4: the geometric mean of the first two is 27 ** 0.5, a probability of 0.8386.
+  rule = {"patience": 1, "loss_odds": 0.2, "accept_odds": 2.0}
+  confidences = [0.9, 0.75, 0.2, 0.01]
+  _, search, recovery = _watch(confidences, elsewhere=0.838, **rule)
+  assert len(search.asked) == 1 and recovery.is_lost(0)
+  said, _, recovery = _watch(confidences, elsewhere=0.839, **rule)
+  assert said[-1].confidence == 0.839 and said[-1].visible and not recovery.is_lost(0)
 
 
 def test_frame_by_frame_all_regions_are_looked_at_and_then_again():
   every = search_windows((101, 100, 20, 20), 4.0, _SIZE)
   _, search, _ = _watch([0.9, *[0.01] * 20], patience=1, windows=10)
-  assert len(every) == 62 and [len(one) for one in search.asked] == [10] * 20
+  assert len(every) == 63 and [len(one) for one in search.asked] == [10] * 20
   np.testing.assert_array_equal(np.concatenate(search.asked)[: len(every)], every)
   np.testing.assert_array_equal(np.concatenate(search.asked)[len(every) : 2 * len(every)], every)
   _, search, _ = _watch([0.9, 0.01], patience=1, windows=100)
-  assert len(search.asked[0]) == 62
+  assert len(search.asked[0]) == 63
 
 
 def _patch_finder(calls):
@@ -269,13 +279,14 @@ def test_others_are_followed_to_the_last_bit_and_nothing_is_compiled_anew(
   # So strict that none is found; the first and the third object are lost at once, the second never.
   calibrated = _calibrated(make_checkpoint(**SMALL), threshold=0.999)
   settings = LongTermSettings(windows=40)
-  monkeypatch.setattr(
-    Recovery,
-    "_is_given_up",
-    lambda self, watched: any(watched is self._watched.get(number) for number in (0, 2)),
-  )
-  frames = [make_frame(number, 240, 320) for number in range(9)]
-  found = {}
+
+  def give_up(self, watched):
+    watched.sure = 1
+    return any(watched is self._watched.get(number) for number in (0, 2))
+
+  monkeypatch.setattr(Recovery, "_is_given_up", give_up)
+  frames = [make_frame(number, 240, 320) for number in range(10)]
+  found, undoubted = {}, {}
   for long_term in (None, settings):
     tracker = MultiTracker(
       calibrated, max_objects=3, cut_on_device=cut_on_device, long_term=long_term
@@ -286,15 +297,24 @@ def test_others_are_followed_to_the_last_bit_and_nothing_is_compiled_anew(
     with compilations() as compiled:
       # Another loss, with more places to look at than the batch has, where the first has fewer.
       tracker.add(frames[4], (60, 150, 20, 20))
-      rows += [tracker.update(frame) for frame in frames[5:]]
+      rows += [tracker.update(frame) for frame in frames[5:9]]
     assert not compiled
     found[long_term is not None] = rows
-  assert tracker.lost == (0, 2)
+    lost = tracker.lost
+    with monkeypatch.context() as doubt:
+      doubt.setattr(Recovery, "_is_accepted", lambda self, result: True)
+      undoubted[long_term is not None] = tracker.update(frames[9])
+  assert lost == (0, 2)
   for ours, theirs in zip(found[True], found[False], strict=True):
     np.testing.assert_array_equal(ours[0].box_xywh, (150, 100, 30, 24))
     np.testing.assert_array_equal(ours[1].box_xywh, theirs[1].box_xywh)
     assert (ours[1].confidence, ours[1].score) == (theirs[1].confidence, theirs[1].score)
   assert (found[False][-1][0].box_xywh != (150, 100, 30, 24)).any()
+  # Beneath the frozen box the tracker went on: once doubt ends, it is where it would have been.
+  for number in range(3):
+    np.testing.assert_array_equal(
+      undoubted[True][number].box_xywh, undoubted[False][number].box_xywh
+    )
 
 
 def test_no_frame_is_on_its_way_while_the_last_one_is_judged(make_checkpoint, make_frame):
