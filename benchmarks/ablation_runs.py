@@ -56,8 +56,11 @@ class Planned:
     return "DINOv2" if number == 4 and self.start == "dinov2" else self.title
 
 
+# STARK's own learning rates, 1e-4 and 1e-5 in the backbone; at OSTrack's its encoder makes all tokens alike.
+_STARK = {"model.relation": "stark", "optim.learning_rate": 1e-4, "optim.backbone_multiplier": 0.1}
+
 PLANNED = {
-  "stark": Planned(title="STARK-aligned", changes={"model.relation": "stark"}),
+  "stark": Planned(title="STARK-aligned", changes=_STARK),
   "swintrack": Planned(title="SwinTrack-aligned", changes={"model.relation": "swintrack"}),
   "one_stream": Planned(title="OSTrack"),
   # Weights that know nothing need the full rate.

@@ -67,6 +67,8 @@ def test_a_run_is_gathered_with_how_it_was_made(tmp_path):
     ("mae", "--config.model.variant=s", ["model.variant=s"]),
     ("one_stream", "--config.model.relation=stark", ["model.relation=stark"]),
     ("one_stream", "--config.train.seed=44", ["train.seed=44"]),
+    # OSTrack's rate, at which STARK does not learn.
+    ("stark", "--config.optim.learning_rate=4e-4", ["optim.learning_rate=0.0004"]),
     ("one_stream", "--config.data.data_dir=elsewhere", []),
   ],
 )

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from benchmarks import ablation_runs
 from ostrack_jax.configuration import build_model
 from ostrack_jax.training.loop import LoopSettings
 from ostrack_jax.training.losses import LossWeights
@@ -55,6 +56,18 @@ def test_official_values(name, arg):
   assert (config.optim.weight_decay, config.optim.clip_norm) == (1e-4, 0.1)
   assert (config.loss.focal, config.loss.giou, config.loss.l1) == (1.0, 2.0, 5.0)
   assert len(config.data.train) == (1 if got10k else 4) == len(config.data.weights)
+
+
+def test_starks_learning_rates_are_its_own():
+  # github.com/researchmm/Stark, experiments/stark_s/baseline.yaml: 1e-4, and 1e-5 in the backbone.
+  config = importlib.import_module("configs.stark_aligned").get_config()
+  assert build_model(config).relation == "stark"
+  changes = {f"optim.{key}": value for key, value in config.optim.items()}
+  planned = ablation_runs.PLANNED["stark"].changes
+  for optim in (changes, planned):
+    assert optim["optim.learning_rate"] == pytest.approx(1e-4)
+    backbone = optim["optim.learning_rate"] * optim["optim.backbone_multiplier"]
+    assert backbone == pytest.approx(1e-5)
 
 
 @pytest.mark.parametrize("arg", ["", "scratch", "pretrain", "no_ce", "scratch_no_ce"])
