@@ -52,7 +52,7 @@ flags.DEFINE_integer("num_workers", -1, "Of the pipeline; -1 for one a core.", f
 flags.DEFINE_integer("pairs", 30_000, "Pairs of the fed run.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("compare_losses", 0, "Steps to compare with one device.", flag_values=FLAGS)
 flags.DEFINE_string(
-  "checkpoint", None, "Network to start from; by default random weights.", flag_values=FLAGS
+  "checkpoint", None, "Network, of its own size; by default random weights.", flag_values=FLAGS
 )
 flags.DEFINE_string("profile", "", "Folder for a profiler trace of three steps.", flag_values=FLAGS)
 
@@ -140,12 +140,8 @@ def compared_batches(model: OSTrack, steps: int) -> list[dict[str, np.ndarray]]:
 
 def compare_losses(
   model: OSTrack, variables: Any, devices: Sequence[jax.Device], steps: int
-) -> float:
-  """Train from the same state on the same batches, on all devices and on one; print the losses.
-
-  Returns:
-    The largest relative difference.
-  """
+) -> None:
+  """Train from the same state on the same batches, on all devices and on one; print the losses."""
   batches = compared_batches(model, steps)
   losses = []
   for chosen in (devices[:1], devices):
@@ -161,13 +157,12 @@ def compare_losses(
           seconds = time.perf_counter() - began
           print(f"{len(chosen)} x {chosen[0].device_kind}: first step after {seconds:.0f} s")
     losses.append(np.array(found))
-  difference = float((np.abs(losses[1] - losses[0]) / losses[0]).max())
+  difference = (np.abs(losses[1] - losses[0]) / losses[0]).max()
   print(
     f"loss of step 1, {steps}: {losses[0][0]:.6f}, {losses[0][-1]:.6f} on one device, "
     f"{losses[1][0]:.6f}, {losses[1][-1]:.6f} on {len(devices)}; "
     f"largest relative difference of {steps} steps {difference:.1e}"
   )
-  return difference
 
 
 def make_model() -> tuple[OSTrack, Any]:

@@ -123,7 +123,7 @@ class PairTransform(grain.transforms.RandomMap):
       template_frame = source.stored_frame(template)
     distractor = None
     if augmentation.distractor_probability and rng.random() < augmentation.distractor_probability:
-      distractor = self._distractor(rng, draw)
+      distractor = self._distractor(rng, draw, absent=searched is not draw)
     try:
       return make_pair(
         rng,
@@ -138,10 +138,17 @@ class PairTransform(grain.transforms.RandomMap):
     except ValueError as error:
       raise ValueError(f"{source.describe(search)}: {error}") from error
 
-  def _distractor(self, rng: np.random.Generator, draw: PairDraw) -> Distractor | None:
-    """Draw a target of another sequence; None where this draw came to the same or to nothing stored."""
-    source, sequence, position, _ = self._sampler.draw(rng)
+  def _distractor(
+    self, rng: np.random.Generator, draw: PairDraw, *, absent: bool
+  ) -> Distractor | None:
+    """Draw a target of another sequence; None where this draw came to the same or to nothing stored.
+
+    Where the target is absent nothing of its video or image will do: its box may show the target, too.
+    """
+    source, sequence, position, _ = other = self._sampler.draw(rng)
     same = source is draw.source and sequence == draw.sequence
+    if absent:
+      same = same or self._sampler.shares_footage(draw, other)
     if same or source.index.records[position] < 0:
       return None
     read = source.stored_template if self._has_templates[source] else source.stored_frame

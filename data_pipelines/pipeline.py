@@ -205,8 +205,8 @@ def train_pipeline(
     start_step: batches to skip, to go on from a checkpoint.
 
   Returns:
-    An iterator over dicts as make_pair gives, and `records` (PairTransform), with a leading batch
-    axis; with get_state, set_state, counts and describe.
+    An iterator over dicts as make_pair gives, `records`, and with an absent_probability `present`
+    (PairTransform), with a leading batch axis; with get_state, set_state, counts and describe.
 
   Raises:
     ValueError: settings that do not fit the sources; no room in shared memory for the workers.

@@ -202,6 +202,13 @@ class PairSampler:
       if footage[sequence] != footage[draw.sequence]:
         return self._draw_in(rng, draw.source, sequence)
 
+  def shares_footage(self, one: PairDraw, other: PairDraw) -> bool:
+    """Return whether two draws are of one video or image. Only with an absent_probability."""
+    footage = self._footage[self.sources.index(one.source)]
+    if one.source is not other.source or footage is None:
+      return one.source is other.source
+    return bool(footage[one.sequence] == footage[other.sequence])
+
   def _draw_in(self, rng: np.random.Generator, source: FrameSource, sequence: int) -> PairDraw:
     positions = source.positions(sequence)
     if not source.is_video:

@@ -51,7 +51,7 @@ def fit_logistic(
   values, labels = np.asarray(values, np.float64), np.asarray(labels, bool)
   if labels.all() or not labels.any():
     raise ValueError(
-      f"all {len(labels)} samples are {'positive' if labels.any() else 'negative'}; a fit needs both: "
+      f"all {len(labels)} samples are {'positive' if labels.any() else 'negative'}; a fit needs both, of crops and of tracks: "
       "take more videos"
     )
   mean, scale = values.mean(axis=0), values.std(axis=0)

@@ -16,6 +16,7 @@ from ostrack_jax.tracking.result import TrackResult
 from ostrack_jax.tracking.wide_search import Templates, WideSearch
 
 _LEAST = 1e-6
+_ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,8 @@ class Recovery:
       frame, loss.next_windows(self.settings.windows), loss.box_xywh[2:], loss.templates
     )
     best = max(found, key=_confidence)
-    usual = watched.sure_log_odds / watched.sure
+    # Less what a mean of equal numbers may be rounded by.
+    usual = watched.sure_log_odds / watched.sure - _ROUNDING
     if self._is_accepted(best) and _log_odds(_confidence(best)) >= usual:
       return self._found(watched, best), best.box_xywh
     best = max(result, best, key=_confidence)

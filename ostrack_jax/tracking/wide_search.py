@@ -20,9 +20,9 @@ Templates = tuple[jax.Array, jax.Array | None]
 class WideSearch:
   """Looks twice: everywhere for the highest score, then around what was found, which tells how sure to be.
 
-  In the first look nothing is near or far, so scores are without the Hann window, and evidence of how far
-  the box jumped would be of the place looked at, not of the target. The second look is cut around each box
-  that was found, as large as the target was, and is as if the tracker had followed it there.
+  In the first look nothing is near or far, so scores are without the Hann window. The second look is cut
+  around each box that was found, as large as the target was, and is as if the tracker had followed it there:
+  a calibrator was fitted on such regions.
 
   Args:
     weights, window, weighing: as for tracker.locate, on the device.

@@ -108,6 +108,12 @@ def test_official_configurations_vary_nothing_more(name):
   assert sampling.absent_probability == 0
 
 
+@pytest.mark.parametrize("arg", ["absent_long", "longabsent", "long_", "n"])
+def test_little_video_names_its_kinds_where_one_is_unknown(arg):
+  with pytest.raises(ValueError, match=f"'{arg}' is unknown; join some of long, absent, no_ce by"):
+    _config("ostrack_s_256", arg)
+
+
 @pytest.mark.parametrize("name", [*OFFICIAL, "ostrack_s_256", "tiny"])
 def test_every_group_is_what_its_settings_take(name):
   config = _config(name)

@@ -117,6 +117,26 @@ def test_no_other_target_of_the_same_video_is_taken(make_source, tmp_path):
   assert seen == {(a, b) for a in range(4) for b in range(4) if a // 2 != b // 2}
 
 
+def test_nothing_of_the_same_video_is_pasted_where_its_target_is_absent(
+  make_source, tmp_path, absent, monkeypatch
+):
+  source = make_source(tmp_path, [30, 30, 30, 30])
+  # Two targets in each of two videos.
+  records = np.concatenate([np.arange(30), np.arange(30), 30 + np.arange(30), 30 + np.arange(30)])
+  np.save(sources.index_path(tmp_path, "train") / "records.npy", records)
+  transform = pair_transform.PairTransform([(source, 1.0)], absent)
+  monkeypatch.setattr(source, "stored_frame", lambda position: position)
+  draws = [sampling.PairDraw(source, n, 30 * n, 30 * n + 1) for n in range(4)]
+
+  def pasted(other, absent):
+    monkeypatch.setattr(transform._sampler, "draw", lambda rng: draws[other])
+    found = transform._distractor(np.random.default_rng(0), draws[0], absent=absent)
+    return found is not None
+
+  assert [pasted(other, False) for other in range(4)] == [False, True, True, True]
+  assert [pasted(other, True) for other in range(4)] == [False, False, True, True]
+
+
 def test_empty_tracks_do_not_shift_the_footage_of_others(make_source, tmp_path):
   source = make_source(tmp_path, [0, 3, 0, 2, 0])
   assert sampling.footage_of_tracks(source).tolist() == [-1, 2, -1, 4, -1]

@@ -8,7 +8,7 @@ import pytest
 from lane_runs import compilations
 
 from ostrack_jax import load
-from ostrack_jax.tracking import agreement, frames
+from ostrack_jax.tracking import agreement, device_crop, frames
 from ostrack_jax.tracking.tracker import Tracker
 
 _BOX = (60, 40, 30, 24)
@@ -54,6 +54,21 @@ def test_a_box_comes_so_many_frames_after_its_frame_was_asked_for(make_checkpoin
   for _ in found:
     counts.append(len(asked))
   assert counts == [3, 4, 5, 6, 7, 7, 7]
+
+
+def test_frames_are_sent_before_others_are_searched(make_checkpoint, images, monkeypatch):
+  tracker = Tracker(make_checkpoint())
+  tracker.init(images[0], _BOX)
+  asked, asked_when_searched = [], []
+  crop_squares = device_crop.crop_squares
+
+  def search(*arguments):
+    asked_when_searched.append(len(asked))
+    return crop_squares(*arguments)
+
+  monkeypatch.setattr(device_crop, "crop_squares", search)
+  list(tracker.follow((asked.append(n) or image for n, image in enumerate(images)), ahead=4))
+  assert asked_when_searched == [3, 4, 5, 6, 7, 7, 7]
 
 
 def test_an_error_comes_after_the_boxes_before_it(make_checkpoint, images, make_frame):
