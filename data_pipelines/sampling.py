@@ -204,10 +204,10 @@ class PairSampler:
 
   def shares_footage(self, one: PairDraw, other: PairDraw) -> bool:
     """Return whether two draws are of one video or image. Only with an absent_probability."""
+    if one.source is not other.source:
+      return False
     footage = self._footage[self.sources.index(one.source)]
-    if one.source is not other.source or footage is None:
-      return one.source is other.source
-    return bool(footage[one.sequence] == footage[other.sequence])
+    return footage is None or bool(footage[one.sequence] == footage[other.sequence])
 
   def _draw_in(self, rng: np.random.Generator, source: FrameSource, sequence: int) -> PairDraw:
     positions = source.positions(sequence)

@@ -117,14 +117,14 @@ class Fitting:
     """Return log odds of tracks' samples, each video's by the others' weights; None where those cannot be
     fitted."""
     tracks = of_kinds(samples, TRACKS)
-    odds = np.zeros(len(tracks))
+    values, odds = _values(tracks)[0], np.zeros(len(tracks))
     for video in {sample.video for sample in tracks}:
       try:
         others = self._weigh([sample for sample in samples if sample.video != video])
       except ValueError:
         return None
       own = np.array([sample.video == video for sample in tracks])
-      odds[own] = others.log_odds(_values(tracks)[0][own])
+      odds[own] = others.log_odds(values[own])
     return odds
 
 
