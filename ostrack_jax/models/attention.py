@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 # Below this many samples cuDNN's kernels take longer to start than they save.
 _SMALLEST_FUSED_BATCH = 8
+# Keys that a program of cuDNN's backward kernel takes at a time on Hopper, half of them at the end.
+_KEY_TILE = 128
 
 
 @functools.cache
@@ -33,6 +35,16 @@ def is_fused(batch: int, dtype, head_size: int) -> bool:
   return suits_batches(batch, dtype) and head_size % 8 == 0 and head_size <= 128
 
 
+def centred(keys) -> jax.Array:
+  """Return keys [b, n, h, d] less their mean over tokens, which no softmax over them can tell.
+
+  With these the logits of a query have mean 0, so their log-sum-exp is at least log n. Gradients need not
+  pass the mean: those of all keys sum to 0.
+  """
+  mean = keys.mean(axis=1, keepdims=True, dtype=jnp.float32)
+  return (keys.astype(jnp.float32) - jax.lax.stop_gradient(mean)).astype(keys.dtype)
+
+
 def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   """Attend, scaled by 1 / sqrt(d).
 
@@ -57,6 +69,10 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
     lengths = jnp.full((batch,), count, jnp.int32)
   if count % 2:
     queries, keys, values = (jnp.pad(x, padding) for x in (queries, keys, values))
+  if lengths is None and count % _KEY_TILE == _KEY_TILE // 2:
+    # Of such lengths cuDNN's backward kernel on Hopper takes exp(-lse) for the half tile of keys that are not there;
+    # below a log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678).
+    keys = centred(keys)
   mixed = jax.nn.dot_product_attention(
     queries,
     keys,

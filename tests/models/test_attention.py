@@ -1,0 +1,81 @@
+"""Attention's keys are centred where cuDNN's backward pass needs it, and nothing else changes by that."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ostrack_jax.models import attention
+
+
+def _tokens(count: int, dtype="float32"):
+  """Queries, keys and values [2, count, 2, 8] whose logits all lie near -120."""
+  rng = np.random.default_rng(0)
+  queries, keys, values = 0.3 * rng.normal(size=(3, 2, count, 2, 8))
+  queries[..., 0], keys[..., 0] = 1.0, -120 * np.sqrt(8)
+  return [jnp.asarray(x, dtype) for x in (queries, keys, values)]
+
+
+def _gradients(tokens, change=lambda keys: keys):
+  def loss(queries, keys, values):
+    mixed = jax.nn.dot_product_attention(queries, change(keys), values)
+    return (mixed * jnp.cos(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape)).sum()
+
+  return jax.value_and_grad(loss, argnums=(0, 1, 2))(*tokens)
+
+
+def _log_sum_exp(queries, keys):
+  logits = jnp.einsum("bmhd,bnhd->bhmn", queries, keys) / np.sqrt(8)
+  return jax.nn.logsumexp(logits, axis=-1)
+
+
+def test_centred_keys_attend_alike_with_the_same_gradients():
+  tokens = _tokens(24)
+  loss, plain = _gradients(tokens)
+  same, centred = _gradients(tokens, attention.centred)
+  np.testing.assert_allclose(same, loss, rtol=1e-4)
+  # The first number is the same for all keys: float32 holds the logits of plain keys to 1e-5.
+  for one, other in zip(plain, centred, strict=True):
+    np.testing.assert_allclose(other, one, atol=2e-5)
+  assert max(float(jnp.abs(one).max()) for one in plain) > 0.05
+
+
+def test_centred_keys_bound_the_log_sum_exp_from_below():
+  queries, keys, _ = _tokens(24)
+  assert float(_log_sum_exp(queries, keys).max()) < -88
+  assert float(_log_sum_exp(queries, attention.centred(keys)).min()) >= np.log(24) - 1e-4
+
+
+@pytest.mark.parametrize(
+  ("count", "given_lengths", "is_centred"),
+  [
+    (320, False, True),
+    (64, False, True),
+    (384, False, False),
+    (244, False, False),
+    (320, True, False),
+  ],
+)
+def test_keys_are_centred_where_half_a_tile_is_empty(monkeypatch, count, given_lengths, is_centred):
+  seen = {}
+
+  def kernel(queries, keys, values, **options):
+    seen["keys"], seen["lengths"] = keys, options["key_value_seq_lengths"]
+    return values
+
+  monkeypatch.setattr(attention, "is_fused", lambda *_: True)
+  monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+  tokens = _tokens(count)
+  valid = jnp.ones((2, count), bool) if given_lengths else None
+  attention.attend(*tokens, key_valid=valid)
+  means = np.abs(np.asarray(seen["keys"]).mean(axis=1))
+  assert (means.max() < 1e-2) == is_centred
+  assert (seen["lengths"] is not None) == given_lengths
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels need CUDA")
+def test_gradients_are_finite_where_all_logits_are_low():
+  tokens = [jnp.repeat(x, 4, axis=0) for x in _tokens(320, "bfloat16")]
+  loss = lambda *tokens: attention.attend(*tokens).astype(jnp.float32).std()  # noqa: E731
+  for gradient in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*tokens):
+    assert bool(jnp.isfinite(gradient).all())
