@@ -42,7 +42,7 @@ class UnreadMetrics:
     rows, self._rows = self._rows, []
     values = jax.device_get([metrics for _, metrics, _ in rows])
     for (step, _, records), row in zip(rows, values, strict=True):
-      bad = [name for name, value in row.items() if not np.isfinite(value)]
+      bad = [f"{name} ({value})" for name, value in row.items() if not np.isfinite(value)]
       if bad:
         raise NonFiniteLossError(
           f"{', '.join(bad)} stopped being finite at step {step}; the last checkpoint is untouched. "

@@ -81,7 +81,8 @@ def test_nan_stops_the_run_names_step_and_records_and_keeps_the_last_checkpoint(
   with pytest.raises(NonFiniteLossError) as raised:
     train(tmp_path, start, Batches(broken_at=9), settings)
   sentence, *names = str(raised.value).splitlines()
-  assert re.search(r"^grad_norm, l1, loss stopped being finite at step 10;", sentence)
+  named = r"^grad_norm \(nan\), l1 \(nan\), loss \(nan\) stopped being finite at step 10;"
+  assert re.search(named, sentence)
   assert names == [f"  pair {row} of batch 9" for row in range(4)]
   assert CheckpointStore(tmp_path, keep=1).latest_step() == 8
 
