@@ -56,8 +56,8 @@ class Planned:
     return "DINOv2" if number == 4 and self.start == "dinov2" else self.title
 
 
-# STARK's own learning rates, 1e-4 and 1e-5 in the backbone, reached slowly, which encoders that normalise behind
-# their sums need (Xiong et al. 2020); at OSTrack's, or reached in 100 steps, they make all tokens alike.
+# STARK's own learning rates, 1e-4 and 1e-5 in the backbone; at OSTrack's its encoder makes all tokens alike. Reached
+# slowly, as encoders that normalise behind their sums are said to need (Xiong et al. 2020); not shown to help here.
 _STARK = {
   "model.relation": "stark",
   "optim.learning_rate": 1e-4,

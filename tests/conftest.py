@@ -1,7 +1,6 @@
 """Four CPU devices, strict broadcasting, exact products, and where the golden numbers are."""
 
 import atexit
-import collections
 import os
 import pathlib
 import shutil
@@ -24,33 +23,6 @@ if shutil.which("nvidia-smi") is None:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-
-# Modules of few tests that take minutes; with several workers none of them may be left for the end.
-_SLOW_MODULES = (
-  "test_step",
-  "test_multi_host",
-  "test_train",
-  "test_killed_run",
-  "test_two_stream",
-  "test_loop",
-  "test_stopping",
-  "test_datasets",
-  "test_preparation",
-  "test_killed_evaluation",
-)
-
-
-def pytest_configure(config):
-  """Hand modules out in the order below; pytest-xdist would take those of many tests first."""
-  if hasattr(config.option, "loadscopereorder"):
-    config.option.loadscopereorder = False
-
-
-def pytest_collection_modifyitems(items):
-  """Put the slow modules first, then those of many tests."""
-  tests = collections.Counter(item.path for item in items)
-  items.sort(key=lambda item: (item.path.stem not in _SLOW_MODULES, -tests[item.path], item.path))
-
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # GPUs would multiply float32 in TF32, too coarse to compare with.

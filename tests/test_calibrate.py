@@ -70,7 +70,7 @@ def calibrated(root, tmp_path_factory):
   code = _run(
     "--checkpoint=ostrack_tiny", f"--save_as={folder / 'tiny'}", "--dataset=folder", f"--root={root}",
     "--test_dataset=folder[v3]", f"--test_root={root}", f"--output={folder / 'out'}", "--crops=3",
-    "--false_alarms=0.1",
+    "--false_alarms=0.1", "--starts=2",
   )  # fmt: skip
   assert code == 0
   return folder / "tiny", folder / "out"
@@ -101,7 +101,8 @@ def test_the_report_tells_all_measures_and_the_raw_peaks_beside_them(calibrated)
     assert 0 <= presence["auroc"] <= 1 and 0 <= presence["raw_peak_auroc"] <= 1
   assert report["calibrator"]["provenance"]["scaled_on"] == "each video by the others"
   assert report["fit"]["presence"]["counts"]["present"] == 6
-  assert report["fit"]["confidence"]["counts"]["free"] == 16
+  # Of nine frames, from the first one and from the fifth.
+  assert report["fit"]["confidence"]["counts"]["free"] == 2 * (8 + 4)
   assert report["test"]["confidence"]["counts"]["free"] == 8
   assert {path.name for path in output.iterdir()} == {
     "calibration.json", "reliability.png", "roc.png"

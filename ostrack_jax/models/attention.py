@@ -71,7 +71,8 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
     queries, keys, values = (jnp.pad(x, padding) for x in (queries, keys, values))
   if lengths is None and count % _KEY_TILE == _KEY_TILE // 2:
     # Of such lengths cuDNN's backward kernel on Hopper takes exp(-lse) for the half tile of keys that are not there;
-    # below a log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678).
+    # below a log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678, which saw
+    # it with a mask; whether it needs one is not known).
     keys = centred(keys)
   mixed = jax.nn.dot_product_attention(
     queries,

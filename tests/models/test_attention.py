@@ -7,12 +7,15 @@ import pytest
 
 from ostrack_jax.models import attention
 
+# Channels a head, as the networks have.
+_SIZE = 64
+
 
 def _tokens(count: int, dtype="float32"):
-  """Queries, keys and values [2, count, 2, 8] whose logits all lie near -120."""
+  """Queries, keys and values [2, count, 2, 64] whose logits all lie near -120."""
   rng = np.random.default_rng(0)
-  queries, keys, values = 0.3 * rng.normal(size=(3, 2, count, 2, 8))
-  queries[..., 0], keys[..., 0] = 1.0, -120 * np.sqrt(8)
+  queries, keys, values = 0.1 * rng.normal(size=(3, 2, count, 2, _SIZE))
+  queries[..., 0], keys[..., 0] = 1.0, -120 * np.sqrt(_SIZE)
   return [jnp.asarray(x, dtype) for x in (queries, keys, values)]
 
 
@@ -25,7 +28,7 @@ def _gradients(tokens, change=lambda keys: keys):
 
 
 def _log_sum_exp(queries, keys):
-  logits = jnp.einsum("bmhd,bnhd->bhmn", queries, keys) / np.sqrt(8)
+  logits = jnp.einsum("bmhd,bnhd->bhmn", queries, keys) / np.sqrt(_SIZE)
   return jax.nn.logsumexp(logits, axis=-1)
 
 
@@ -33,11 +36,11 @@ def test_centred_keys_attend_alike_with_the_same_gradients():
   tokens = _tokens(24)
   loss, plain = _gradients(tokens)
   same, centred = _gradients(tokens, attention.centred)
-  np.testing.assert_allclose(same, loss, rtol=1e-4)
+  np.testing.assert_allclose(same, loss, atol=1e-4)
   # The first number is the same for all keys: float32 holds the logits of plain keys to 1e-5.
   for one, other in zip(plain, centred, strict=True):
     np.testing.assert_allclose(other, one, atol=2e-5)
-  assert max(float(jnp.abs(one).max()) for one in plain) > 0.05
+  assert min(float(jnp.abs(one).max()) for one in plain) > 5e-3
 
 
 def test_centred_keys_bound_the_log_sum_exp_from_below():
