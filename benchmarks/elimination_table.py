@@ -192,7 +192,7 @@ def curve(checkpoint: str, folders: Mapping[float, pathlib.Path], seconds: float
       }
     )
   trained = next(iter(models.values())).description["model"]["keep_ratios"]
-  return {"checkpoint": checkpoint, "trained_keep_ratios": trained, **about, "points": points}
+  return {"trained_keep_ratios": trained, **about, "points": points}
 
 
 def curve_table(name: str, found: Mapping[str, Any]) -> str:

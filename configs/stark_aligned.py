@@ -6,8 +6,8 @@
 The backbone runs on template and search region by itself. The paper keeps STARK's remaining settings and
 trains on 30 M pairs (LaSOT AUC 67.6, TrackingNet AUC 82.6); here sampling, augmentation, schedule and pairs
 are OSTrack's too, and of STARK's settings the learning rates alone are kept, 1e-4 and 1e-5 in the backbone: at
-OSTrack's 4e-4 the encoder, which normalises behind its sums, makes all tokens alike, and little is learnt. (The short runs of benchmarks.tables also
-warm up for 1,000 steps.)
+OSTrack's 4e-4 the encoder, which normalises behind its sums, makes all tokens alike, and little is learnt.
+The short runs of benchmarks.tables warm up for 1,000 steps besides.
 """
 
 from configs import common

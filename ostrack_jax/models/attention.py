@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 # Below this many samples cuDNN's kernels take longer to start than they save.
 _SMALLEST_FUSED_BATCH = 8
-# Keys that a program of cuDNN's backward kernel takes at a time on Hopper, half of them at the end.
+# Keys that cuDNN's backward kernel takes at a time on Hopper.
 _KEY_TILE = 128
 
 
