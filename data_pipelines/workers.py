@@ -64,13 +64,25 @@ def small_children(count: int):
 
 @contextlib.contextmanager
 def deaf_children():
-  """Keep Ctrl-C, which reaches the whole group, from processes started meanwhile: the parent decides."""
-  # Inherited by processes; to this one it comes afterwards.
+  """Keep Ctrl-C, which reaches the whole group, from processes started meanwhile: the parent decides.
+
+  To this process it comes afterwards: raised while one is started, it would leave that one half begun.
+  """
+  came = []
+  # Inherited by processes. This one may have threads that still take the signal, for which Python calls
+  # the handler in the main thread.
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  handler = None
+  if threading.current_thread() is threading.main_thread():
+    handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(True))
   try:
     yield
   finally:
+    if handler is not None:
+      signal.signal(signal.SIGINT, handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if came:
+      signal.raise_signal(signal.SIGINT)
 
 
 def _end_with(lifeline) -> None:

@@ -3,8 +3,10 @@
 import gc
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -55,6 +57,24 @@ def test_a_batch_that_fails_leaves_no_shared_memory(monkeypatch):
   while files[0].exists() and time.monotonic() < deadline:
     time.sleep(0.01)
   assert not files[0].exists()
+
+
+def test_ctrl_c_waits_while_processes_are_started_whichever_thread_takes_it():
+  # This thread leaves the signal alone meanwhile; that one does not, and Python then calls the handler in this one.
+  over, ended = threading.Event(), False
+  other = threading.Thread(target=over.wait)
+  other.start()
+  try:
+    with pytest.raises(KeyboardInterrupt), workers.deaf_children():
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(0.2)
+      ended = True
+    assert ended
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  finally:
+    over.set()
+    other.join()
 
 
 KILLED = """
