@@ -1,10 +1,10 @@
-"""Compare computing in bfloat16 with float32 on annotated sequences.
+"""Compare computing in bfloat16 and float16 with float32 on annotated sequences.
 
   python -m benchmarks.compare_dtypes --checkpoint=PATH --dataset=otb,folder --root=OTB,LaSOT --allow_missing
 
-Every frame's search region is cut around the annotated box before it, so that both types see the same
+Every frame's search region is cut around the annotated box before it, so that all types see the same
 pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. Then
-both track freely. Several data sets are one pool of frames.
+all track freely. Several data sets are one pool of frames. float32 is in full precision.
 """
 
 import functools
@@ -39,7 +39,8 @@ flags.DEFINE_bool("allow_missing", False, "Leave out incomplete sequences.", fla
 flags.DEFINE_integer("batch_size", 32, "Frames at a time.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
-DTYPES = ("float32", "bfloat16")
+HALVES = ("bfloat16", "float16")
+DTYPES = ("float32", *HALVES)
 
 
 def find_videos() -> list[benchmarks.Video]:
@@ -111,13 +112,13 @@ def forward(network: loading.Checkpoint) -> Callable:
 def from_annotated_boxes(
   networks: dict[str, loading.Checkpoint], videos: Sequence[benchmarks.Video]
 ) -> dict[str, Any]:
-  """Compare what both types say of the same crops."""
+  """Compare what each type says of the same crops with what float32 says."""
   model = networks["float32"].model
   factors = tracking_factors(networks["float32"])
   run = {name: forward(network) for name, network in networks.items()}
   found: dict[str, list] = {name: [] for name in networks}
   overlaps: dict[str, list] = {name: [] for name in networks}
-  common: list[np.ndarray] = []
+  common: dict[str, list[np.ndarray]] = {name: [] for name in networks}
   for video in videos:
     rows, size = crops(model, factors, video)
     truth = np.asarray(video.boxes_xywh[1:], float)
@@ -136,26 +137,29 @@ def from_annotated_boxes(
             motion.next_box(box, start, resize_factor, model.search_size, *size)
           )
         sets[name] = kept(removed, FLAGS.batch_size, model.search_grid**2)[:, : len(part)]
-      both = np.logical_and(*sets.values()).sum(axis=2)
-      common.append(both / sets["float32"].sum(axis=2))
+      for name, ours in sets.items():
+        both = (ours & sets["float32"]).sum(axis=2)
+        common[name].append(both / sets["float32"].sum(axis=2))
     for name in networks:
       found[name] += in_frame[name]
       pair = (boxes.xywh_to_xyxy(one[usable]) for one in (np.array(in_frame[name]), truth))
       overlaps[name].append(boxes.iou(*pair))
-  # Of every frame the coordinate that differs most.
-  apart = np.abs(np.subtract(*(np.array(found[name]) for name in DTYPES))).max(axis=1)
   means = {name: float(np.concatenate(overlaps[name]).mean()) for name in networks}
-  stages = np.concatenate(common, axis=1).mean(axis=1)
-  return {
-    "frames": len(apart),
-    "mean_iou": means,
-    "mean_iou_difference": means["bfloat16"] - means["float32"],
-    "px_apart": {
-      "median": float(np.median(apart)),
-      "99th percentile": float(np.percentile(apart, 99)),
-    },
-    "kept_in_common_by_stage": [float(share) for share in stages],
-  }
+  against = {}
+  for name in networks:
+    # Of every frame the coordinate that differs most.
+    apart = np.abs(np.array(found[name]) - np.array(found["float32"])).max(axis=1)
+    stages = np.concatenate(common[name], axis=1).mean(axis=1)
+    against[name] = {
+      "mean_iou_difference": means[name] - means["float32"],
+      "px_apart": {
+        "median": float(np.median(apart)),
+        "99th percentile": float(np.percentile(apart, 99)),
+      },
+      "kept_in_common_by_stage": [float(share) for share in stages],
+    }
+  del against["float32"]
+  return {"frames": len(found["float32"]), "mean_iou": means, "against_float32": against}
 
 
 def free_runs(network: loading.Checkpoint, videos: Sequence[benchmarks.Video]) -> dict[str, float]:
@@ -184,21 +188,23 @@ def _compare() -> None:
   networks = {dtype: loading.load(FLAGS.checkpoint, dtype=dtype) for dtype in DTYPES}
   device = jax.local_devices()[0].device_kind
   compared: dict[str, Any] = {"device": device, "jax": jax.__version__}
-  compared |= from_annotated_boxes(networks, videos)
+  with jax.default_matmul_precision("float32"):
+    compared |= from_annotated_boxes(networks, videos)
   print(f"{device}, jax {jax.__version__}; {compared['frames']} frames of {len(videos)} sequences")
   means = ", ".join(f"{name} {value:.4f}" for name, value in compared["mean_iou"].items())
-  print(
-    f"mean IoU from annotated boxes: {means}, difference {compared['mean_iou_difference']:+.4f}"
-  )
-  print("boxes apart: " + ", ".join(f"{n} {px:.3f} px" for n, px in compared["px_apart"].items()))
-  stages = [f"{share:.2%}" for share in compared["kept_in_common_by_stage"]]
-  shares = ", ".join(stages) or "all, nothing is eliminated"
-  print(f"search tokens that both keep, after each stage: {shares}")
+  print(f"mean IoU from annotated boxes: {means}")
+  for half, said in compared["against_float32"].items():
+    apart = ", ".join(f"{name} {px:.3f} px" for name, px in said["px_apart"].items())
+    shares = [f"{share:.2%}" for share in said["kept_in_common_by_stage"]]
+    print(
+      f"{half} against float32: mean IoU {said['mean_iou_difference']:+.4f}; boxes apart: {apart}; search tokens "
+      f"that both keep, after each stage: {', '.join(shares) or 'all, nothing is eliminated'}"
+    )
   runs = {name: free_runs(network, videos) for name, network in networks.items()}
   compared["free_success_auc"] = runs
-  print(f"{'success of free runs':<24}{'float32':>9}{'bfloat16':>9}")
+  print(f"{'success of free runs':<24}" + "".join(f"{dtype:>9}" for dtype in runs))
   for name in runs["float32"]:
-    print(f"{name:<24}{runs['float32'][name]:>9.4f}{runs['bfloat16'][name]:>9.4f}")
+    print(f"{name:<24}" + "".join(f"{run[name]:>9.4f}" for run in runs.values()))
   if FLAGS.output:
     settings = {name: FLAGS[name].value for name in FLAGS if name != "help"}
     text = json.dumps({"settings": settings} | compared, indent=2)

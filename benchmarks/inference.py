@@ -41,7 +41,7 @@ flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_val
 flags.DEFINE_list("search_sizes", ["256", "384"], "Official models.", flag_values=FLAGS)
 flags.DEFINE_list("keep_ratios", ["0.7", "1.0"], "1 for no elimination.", flag_values=FLAGS)
 flags.DEFINE_list("batch_sizes", ["1", "64"], "Of the network alone.", flag_values=FLAGS)
-flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32.", flag_values=FLAGS)
+flags.DEFINE_string("dtype", None, "By default float16 on a GPU, else float32.", flag_values=FLAGS)
 flags.DEFINE_list(
   "rows", ["network", "step", "queued", "start"], "What to measure.", flag_values=FLAGS
 )
@@ -75,7 +75,7 @@ def median_ms(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 def make_model(search_size: int, keep_ratio: float) -> OSTrack:
   """Return the model to measure."""
-  default = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+  default = "float16" if jax.default_backend() == "gpu" else "float32"
   return OSTrack(
     variant=FLAGS.variant,
     search_size=search_size,
@@ -107,7 +107,7 @@ def floor_ms(model: OSTrack, batch_size: int) -> float | None:
     return None
   shapes = jax.eval_shape(lambda: init_variables(model, 0)["params"])
   parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-  size = 2 if model.dtype == "bfloat16" else 4
+  size = 4 if model.dtype == "float32" else 2
   flops = 2 * sum(cost.forward_macs(model).values()) * batch_size
   return 1e3 * (parameters * size / memory + flops / peak)
 

@@ -28,6 +28,7 @@ from benchmarks import ablation_runs, elimination_table, gathered_runs, publishe
 from ostrack_jax import command_line
 from ostrack_jax.evaluation import benchmarks
 from ostrack_jax.evaluation.results import write_text
+from ostrack_jax.models import checks
 
 _NAME = "benchmarks.tables"
 _PARTS = ("runs", "fps", "curves")
@@ -50,7 +51,7 @@ flags.DEFINE_enum(
   "variant", "b", ["ti", "s", "b", "l"], "what is counted and measured", flag_values=FLAGS
 )
 flags.DEFINE_enum(
-  "dtype", None, ["float32", "bfloat16"], "to measure in; by default bfloat16 on a GPU, else float32", flag_values=FLAGS
+  "dtype", None, list(checks.DTYPES), "to measure in; by default float16 on a GPU, else float32", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_list("search_sizes", ["256", "384"], "Table 3: in pixels", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", "", "Table 3: for a curve over keep ratios", flag_values=FLAGS)
@@ -147,7 +148,7 @@ def measure() -> None:
   # Starts the device, which runs that are trained in a process of their own must find free.
   import jax
 
-  default = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+  default = "float16" if jax.default_backend() == "gpu" else "float32"
   wanted = (
     [(size, eliminates, "one_stream") for size in _sizes() for eliminates in (False, True)]
     if FLAGS.table == 3

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ostrack_jax import description as description_lib
 from ostrack_jax import output_folder, weight_files
 from ostrack_jax.evaluation import run_folder
+from ostrack_jax.models.attention import has_kernels
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import confidence
 from ostrack_jax.training import checkpoint as checkpoint_lib
@@ -57,8 +59,8 @@ def load(
       one of its steps, WORKDIR/checkpoints/STEP, an official OSTrack file, or the name of a checkpoint
       that ships with the package: `ostrack_tiny`.
     num_heads: attention heads where width / 64 is wrong; files do not say.
-    dtype: to compute in, `float32` or `bfloat16`; None for what the checkpoint says, which for files is
-      float32. The weights are kept as they are.
+    dtype: to compute in, `float32`, `bfloat16` or `float16`; None for what the checkpoint says, which for files is
+      float32; but for float16 on CUDA where it says bfloat16. The weights are kept as they are.
     keep_ratios, elimination_layers: in place of the checkpoint's, see change_elimination. As with dtype,
       the description stays the checkpoint's own.
 
@@ -71,13 +73,23 @@ def load(
   """
   checkpoint = _load(pathlib.Path(path), num_heads)
   model = change_elimination(checkpoint.model, keep_ratios, elimination_layers)
-  if dtype is not None:
+  dtype = _default_dtype(model.dtype) if dtype is None else dtype
+  if dtype != model.dtype:
     model = model.clone(dtype=dtype)
   checkpoint = dataclasses.replace(checkpoint, model=model)
   if checkpoint.calibrator is None:
     return checkpoint
   calibrator = confidence.kept(checkpoint.calibrator, calibration_subject(checkpoint))
   return dataclasses.replace(checkpoint, calibrator=calibrator)
+
+
+def _default_dtype(described: str) -> str:
+  """Return what to compute in where nobody says it.
+
+  Training in bfloat16 is for the range of gradients. Tracking has none: on CUDA float16 is as fast, and eight
+  times as fine.
+  """
+  return "float16" if described == "bfloat16" and has_kernels(jnp.float16) else described
 
 
 def calibration_subject(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -83,6 +83,10 @@ def train_and_report(config: config_dict.ConfigDict, workdir: pathlib.Path) -> d
     raise ValueError(
       f"a key of the configuration is not what this version knows: {error}"
     ) from error
+  if model.dtype == "float16":
+    raise ValueError(
+      "config.model.dtype float16 is for tracking: small gradients vanish in it; set bfloat16, or float32"
+    )
   mesh = sharding.make_mesh()
   local_batch = sharding.check_batch_size(mesh, settings.batch_size, settings.accumulate_steps)
   random_start = init_variables(model, settings.seed)

@@ -46,7 +46,9 @@ def test_a_network_that_keeps_all_is_compared_without_stages(root, monkeypatch):
   monkeypatch.setattr(compare_dtypes, "forward", lambda network: lambda *crops: (still, ()))
   networks = dict.fromkeys(compare_dtypes.DTYPES, loading.load("ostrack_tiny", keep_ratios=1))
   compared = compare_dtypes.from_annotated_boxes(networks, [video])
-  assert (compared["frames"], compared["kept_in_common_by_stage"]) == (5, [])
+  assert compared["frames"] == 5
+  for half in compare_dtypes.HALVES:
+    assert compared["against_float32"][half]["kept_in_common_by_stage"] == []
 
 
 @pytest.mark.parametrize(
@@ -63,21 +65,26 @@ def test_mistakes_end_in_one_sentence(root, change, said):
   assert said in str(raised.value)
 
 
-def test_a_type_agrees_with_itself_and_nearly_with_the_other(root):
+def test_a_type_agrees_with_itself_and_nearly_with_the_others_float16_more_than_bfloat16(root):
   _flags(root)
   (video,) = compare_dtypes.find_videos()
-  full, half = (loading.load("ostrack_tiny", dtype=dtype) for dtype in compare_dtypes.DTYPES)
-  same = compare_dtypes.from_annotated_boxes({"float32": full, "bfloat16": full}, [video])
+  networks = {dtype: loading.load("ostrack_tiny", dtype=dtype) for dtype in compare_dtypes.DTYPES}
+  same = compare_dtypes.from_annotated_boxes(
+    {"float32": networks["float32"], "bfloat16": networks["float32"]}, [video]
+  )
   assert same["frames"] == 5
-  assert same["px_apart"] == {"median": 0.0, "99th percentile": 0.0}
-  assert same["kept_in_common_by_stage"] == [1.0, 1.0]
+  assert same["against_float32"]["bfloat16"]["px_apart"] == {"median": 0.0, "99th percentile": 0.0}
+  assert same["against_float32"]["bfloat16"]["kept_in_common_by_stage"] == [1.0, 1.0]
   # The absent frame has no overlap to count: a box of NaN would make the mean NaN.
   assert 0.3 < same["mean_iou"]["float32"] == same["mean_iou"]["bfloat16"] <= 1
-  other = compare_dtypes.from_annotated_boxes({"float32": full, "bfloat16": half}, [video])
-  assert 0 < other["px_apart"]["median"] < 2
-  assert 0.8 < other["kept_in_common_by_stage"][-1] <= 1
-  assert other["mean_iou"]["float32"] == same["mean_iou"]["float32"]
-  assert 0 < abs(other["mean_iou_difference"]) < 0.05
+  compared = compare_dtypes.from_annotated_boxes(networks, [video])
+  bfloat16, float16 = (compared["against_float32"][half] for half in compare_dtypes.HALVES)
+  assert 0 < 2 * float16["px_apart"]["median"] < bfloat16["px_apart"]["median"] < 2
+  assert 0.8 < bfloat16["kept_in_common_by_stage"][-1] <= 1
+  assert 0.95 < float16["kept_in_common_by_stage"][-1] <= 1
+  assert compared["mean_iou"]["float32"] == same["mean_iou"]["float32"]
+  for half in (bfloat16, float16):
+    assert 0 < abs(half["mean_iou_difference"]) < 0.05
 
 
 def test_every_root_needs_its_data_set(root):

@@ -149,6 +149,23 @@ def test_another_type_to_compute_in_keeps_the_weights(folder):
     load(folder, dtype="int8")
 
 
+@pytest.mark.parametrize("described", ["float32", "bfloat16"])
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_what_was_trained_in_bfloat16_tracks_in_float16_on_cuda(
+  folder, tmp_path, monkeypatch, described, on_cuda
+):
+  given = load(folder)
+  model = given.model.clone(dtype=described)
+  description = {**given.description, "model": {**given.description["model"], "dtype": described}}
+  trained = loading.Checkpoint(model, given.variables, description)
+  loading.write_folder(trained, tmp_path / "trained")
+  monkeypatch.setattr(loading, "has_kernels", lambda dtype: on_cuda)
+  found = load(tmp_path / "trained")
+  assert found.model.dtype == ("float16" if on_cuda and described == "bfloat16" else described)
+  assert found.description["model"]["dtype"] == described
+  assert load(tmp_path / "trained", dtype=described).model.dtype == described
+
+
 def _removed(checkpoint):
   images = [np.ones((1, size, size, 3), np.float32) for size in (32, 64)]
   # A pattern, without which all candidates would be alike.

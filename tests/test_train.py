@@ -210,6 +210,7 @@ def test_folder_of_sequences_trains(config, tmp_path):
       "batch size 6 is not divisible by 4 devices",
     ),
     ({"data.num_workers": -2}, "it must be -1, 0 or a number of processes"),
+    ({"model.dtype": "float16"}, "float16 is for tracking: .* set bfloat16, or float32"),
     ({"data.validation_pairs": 2}, "set config.data.validation_pairs to at least one batch"),
   ],
 )

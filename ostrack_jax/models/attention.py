@@ -38,8 +38,8 @@ def is_fused(batch: int, dtype, head_size: int) -> bool:
 def centred(keys) -> jax.Array:
   """Return keys [b, n, h, d] less their mean over tokens, which no softmax over them can tell.
 
-  With these the logits of a query have mean 0, so their log-sum-exp is at least log n. Gradients need not
-  pass the mean: those of all keys sum to 0.
+  With these the logits of a query have mean 0, so their log-sum-exp is at least log n. Their gradients are those of
+  the keys: all keys' sum to 0, so none passes the mean.
   """
   mean = keys.mean(axis=1, keepdims=True, dtype=jnp.float32)
   return (keys.astype(jnp.float32) - jax.lax.stop_gradient(mean)).astype(keys.dtype)
@@ -59,6 +59,11 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   batch, count, _, size = queries.shape
   if bias is not None or not is_fused(batch, queries.dtype, size):
     mask = None if key_valid is None else key_valid[:, None, None, :]
+    if queries.dtype == jnp.float16 and not _has_kernels():
+      # jax refuses products of float16 with float32 sums on CPUs.
+      wide = (x.astype(jnp.float32) for x in (queries, keys, values))
+      mixed = jax.nn.dot_product_attention(*wide, bias=bias, mask=mask)
+      return mixed.astype(jnp.float16)
     return jax.nn.dot_product_attention(queries, keys, values, bias=bias, mask=mask)
   # cuDNN's backward pass refuses odd lengths.
   padding = ((0, 0), (0, count % 2), (0, 0), (0, 0))
@@ -70,11 +75,13 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   if count % 2:
     queries, keys, values = (jnp.pad(x, padding) for x in (queries, keys, values))
   if lengths is None and count % _KEY_TILE == _KEY_TILE // 2:
-    # Of such lengths cuDNN's backward kernel on Hopper takes exp(-lse) for the half tile of keys that are not there;
-    # below a log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678, which saw
-    # it with a mask; whether it needs one is not known).
-    keys = centred(keys)
-  mixed = jax.nn.dot_product_attention(
+    return _centred_for_gradients(queries, keys, values)
+  mixed = _fused(queries, keys, values, lengths)
+  return mixed[:, :count]
+
+
+def _fused(queries, keys, values, lengths=None):
+  return jax.nn.dot_product_attention(
     queries,
     keys,
     values,
@@ -82,4 +89,21 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
     key_value_seq_lengths=lengths,
     implementation="cudnn",
   )
-  return mixed[:, :count]
+
+
+@jax.custom_vjp
+def _centred_for_gradients(queries, keys, values):
+  """Attend with kernels whose backward pass needs centred keys.
+
+  Where half a tile of keys is left over, cuDNN's on Hopper takes exp(-lse) for keys that are not there; below a
+  log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678, which saw it with a
+  mask; whether it needs one is not known).
+  """
+  return _fused(queries, keys, values)
+
+
+def _attend_centred(queries, keys, values):
+  return jax.vjp(_fused, queries, centred(keys), values)
+
+
+_centred_for_gradients.defvjp(_attend_centred, lambda backward, gradient: backward(gradient))

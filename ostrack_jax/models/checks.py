@@ -9,7 +9,7 @@ from ostrack_jax.models import candidates, stark, swintrack, vit
 if TYPE_CHECKING:
   from ostrack_jax.models.ostrack import OSTrack
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 # With the layers of their encoders, as in the paper.
 RELATIONS = {"one_stream": 0, "stark": stark.LAYERS, "swintrack": swintrack.LAYERS}
 HEADS = ("center", "corner", "mlp")

@@ -78,7 +78,7 @@ class OSTrack(nn.Module):
     identity_embeddings: add a learnt vector to all template tokens and another to all search tokens.
     relative_positions: add to attention logits, head by head, a learnt bias of the offset between two
       tokens, told apart by their images; a table a block, as the official code declares; see relative_positions.
-    dtype: compute type, `float32` or `bfloat16`; parameters stay float32.
+    dtype: compute type, `float32`, `bfloat16` or, not for training, `float16`; parameters stay float32.
     rematerialise: in training keep what enters the halves of blocks alone, and compute the rest anew in
       the backward pass: much less memory for a third more arithmetic. Changes no number. What relates two
       streams keeps its own.

@@ -70,6 +70,13 @@ class TrackedObjects:
   seconds: float
 
 
+def cause_of_no_box(dtype: str) -> str:
+  """Return in words why a network that computes in a type may say something that is not finite."""
+  if dtype == "float16":
+    return "float16 ends at 65504, so compute in bfloat16 or float32 (dtype); or are the checkpoint's weights not finite?"
+  return "are the checkpoint's weights finite?"
+
+
 def result_of(
   box_xywh: np.ndarray,
   score: float,

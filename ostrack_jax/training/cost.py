@@ -123,7 +123,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
   Args:
     device_kind: jax.Device.device_kind, such as "NVIDIA H100 80GB HBM3".
-    dtype: the model's, `float32` or `bfloat16`.
+    dtype: the model's; products of float16 are as fast as those of bfloat16.
   """
   words = device_kind.replace("-", " ").split()
   # A slice of a chip reaches a share of its peak that the name alone does not tell.
@@ -131,7 +131,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
     return None
   for name, peaks in _PEAKS.items():
     if all(word in words for word in name.split()):
-      return peaks.get(dtype)
+      return peaks.get("bfloat16" if dtype == "float16" else dtype)
   return None
 
 

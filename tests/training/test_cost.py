@@ -70,6 +70,7 @@ def test_training_is_three_forward_passes_and_follows_the_counts():
     ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
     ("NVIDIA H100 PCIe", "bfloat16", 756e12),
     ("NVIDIA H200", "float32", 495e12),
+    ("NVIDIA H200", "float16", 989e12),
     ("NVIDIA A100-SXM4-40GB", "bfloat16", 312e12),
     ("Tesla V100-SXM2-16GB", "float32", 15.7e12),
     ("Tesla V100-SXM2-16GB", "bfloat16", None),
