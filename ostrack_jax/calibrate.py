@@ -165,7 +165,7 @@ def _calibrate() -> int:
     for name in ("crops", "starts", "centre_jitter", "scale_jitter", "l2", "seed")
   }
   fitting = calibration_report.Fitting(
-    signs=confidence.SIGNS,
+    signs=confidence.signs(checkpoint.model),
     l2=FLAGS.l2,
     false_alarm_rate=FLAGS.false_alarms,
     fitted_for=subject,

@@ -81,9 +81,10 @@ def test_the_command_stores_a_calibrator_that_trackers_use(calibrated, root):
   checkpoint = load(folder)
   calibrator = checkpoint.calibrator
   assert calibrator == confidence.read(folder / "calibrator.json")
-  assert calibrator.features == tuple(confidence.SIGNS) and calibrator.false_alarm_rate == 0.1
+  signs = confidence.signs(checkpoint.model)
+  assert calibrator.features == tuple(signs) and calibrator.false_alarm_rate == 0.1
   assert calibrator.provenance["videos"] == ["v3", "v4"]
-  for weight, sign in zip(calibrator.weights, confidence.SIGNS.values(), strict=True):
+  for weight, sign in zip(calibrator.weights, signs.values(), strict=True):
     assert weight * sign >= 0
   assert Tracker(checkpoint).calibrator == calibrator
   assert load("ostrack_tiny").calibrator is None

@@ -94,6 +94,7 @@ def check_call(
   template_mask,
   keep_counts,
   attention_layers,
+  feature_layers,
   batch_norm_groups: int,
   batch_norm_shards: int,
   encoded_template,
@@ -135,12 +136,13 @@ def check_call(
       f"a multiple of the other; choose groups that divide {batch_norm_shards}, or multiples of it"
     )
   depth = model.dimensions()["depth"]
-  if any(not 0 <= layer < depth for layer in attention_layers):
-    raise ValueError(f"attention_layers {tuple(attention_layers)} must lie in 0..{depth - 1}")
-  if model.is_two_stream and (keep_counts is not None or attention_layers):
+  for name, layers in (("attention_layers", attention_layers), ("feature_layers", feature_layers)):
+    if any(not 0 <= layer < depth for layer in layers):
+      raise ValueError(f"{name} {tuple(layers)} must lie in 0..{depth - 1}")
+  if model.is_two_stream and (keep_counts is not None or attention_layers or feature_layers):
     raise ValueError(
-      f"relation {model.relation!r} has no attention of template tokens over the search region, "
-      "so neither keep_counts nor attention_layers; leave them away"
+      f"relation {model.relation!r} has no block that sees template and search region together, so neither "
+      "keep_counts nor attention_layers nor feature_layers; leave them away"
     )
 
 

@@ -36,6 +36,8 @@ class OSTrackOutput(flax.struct.PyTreeNode):
       padded with -1.
     attention: per layer asked for, [b, heads, t, Nz + Nx] float32 attention rows of the t chosen
       template tokens (all of them with `ground_truth_box`), search columns on the grid, zero where a candidate had already left.
+    inner_features: per layer asked for, tokens as features has them, behind the block's attention; not normalised, and
+      with the candidates that the block itself eliminates.
   """
 
   score_map: jax.Array | None
@@ -46,6 +48,7 @@ class OSTrackOutput(flax.struct.PyTreeNode):
   features: jax.Array
   removed: tuple[jax.Array, ...]
   attention: tuple[jax.Array, ...]
+  inner_features: tuple[jax.Array, ...] = ()
 
   def boxes_near(self, window) -> jax.Array:
     """Return [b, 4] cxcywh at the maximum of the score map weighted by window [F, F].
@@ -189,6 +192,7 @@ class OSTrack(nn.Module):
     template_mask=None,
     keep_counts=None,
     attention_layers=(),
+    feature_layers=(),
     train: bool = False,
     batch_norm_groups: int = 1,
     batch_norm_shards: int = 1,
@@ -205,6 +209,7 @@ class OSTrack(nn.Module):
       keep_counts: traced int32 [stages], how many candidates count after each stage, at most the
         static capacity that keep_ratios gives; the rest is masked. For training schedules.
       attention_layers: blocks whose template attention is returned, in the order of the blocks.
+      feature_layers: blocks whose tokens are returned, likewise.
       train: use batch statistics and drop path (rng `drop_path`); `batch_stats` must be mutable.
       batch_norm_groups: equal parts of the batch that BatchNorm normalises apart, in training.
       batch_norm_shards: equal runs of the batch that lie on different devices, in training. The devices
@@ -226,12 +231,13 @@ class OSTrack(nn.Module):
       template_mask=template_mask,
       keep_counts=keep_counts,
       attention_layers=attention_layers,
+      feature_layers=feature_layers,
       batch_norm_groups=batch_norm_groups,
       batch_norm_shards=batch_norm_shards,
       encoded_template=encoded_template,
     )
     dtype = jnp.dtype(self.dtype)
-    removed, attention = (), ()
+    removed, attention, inner = (), (), ()
     grid = self.search_grid
     if self.is_two_stream:
       if encoded_template is None:
@@ -241,12 +247,13 @@ class OSTrack(nn.Module):
       features = jnp.concatenate([encoded_template, encoded_search], axis=1)
       related = self.fusion(encoded_template, encoded_search, train)
     else:
-      features, removed, attention = self.backbone(
+      features, removed, attention, inner = self.backbone(
         template.astype(dtype),
         search.astype(dtype),
         template_mask=template_mask,
         keep_counts=keep_counts,
         attention_layers=tuple(attention_layers),
+        feature_layers=tuple(feature_layers),
         train=train,
       )
       related = features[:, -grid * grid :]
@@ -271,6 +278,7 @@ class OSTrack(nn.Module):
       features=features,
       removed=removed,
       attention=attention,
+      inner_features=inner,
     )
 
 

@@ -208,9 +208,17 @@ class Backbone(nn.Module):
     return self.norm(tokens, branch)[1]
 
   def __call__(
-    self, template, search, *, template_mask, keep_counts, attention_layers, train: bool
+    self,
+    template,
+    search,
+    *,
+    template_mask,
+    keep_counts,
+    attention_layers,
+    feature_layers,
+    train: bool,
   ):
-    """Return (features [b, Nz+Nx, width], removed, attention); see OSTrack.__call__."""
+    """Return (features [b, Nz+Nx, width], removed, attention, inner features); see OSTrack.__call__."""
     z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
     x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
     if self.identity_embeddings:
@@ -228,7 +236,7 @@ class Backbone(nn.Module):
     alive = Candidates(index=index, valid=None)
     branch = None
     offsets = self.offsets[None] if self.relative_positions else None
-    removed, attention = [], []
+    removed, attention, inner = [], [], []
     drop_path = self._drop_path(tokens.shape[0], train)
     for layer, (block, scales) in enumerate(zip(self.blocks, drop_path)):
       stage = self.elimination_layers.index(layer) if layer in self.elimination_layers else None
@@ -247,8 +255,10 @@ class Backbone(nn.Module):
         scale=scales[0],
         offset_index=offsets,
       )
-      if eliminates or self.rematerialise:
+      if eliminates or self.rematerialise or layer in feature_layers:
         tokens, branch = fused_norm.add(tokens, branch), None
+      if layer in feature_layers:
+        inner.append(_on_grid(tokens, alive, num_z, num_x))
       if layer in attention_layers:
         attention.append(candidates_lib.attention_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
@@ -271,5 +281,11 @@ class Backbone(nn.Module):
         tokens, branch = fused_norm.add(tokens, branch), None
 
     _, tokens = self.norm(tokens, branch)
-    x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
-    return jnp.concatenate([tokens[:, :num_z], x], axis=1), tuple(removed), tuple(attention)
+    features = _on_grid(tokens, alive, num_z, num_x)
+    return features, tuple(removed), tuple(attention), tuple(inner)
+
+
+def _on_grid(tokens, alive: Candidates, num_z: int, num_x: int) -> jax.Array:
+  """Return template tokens, then search tokens on their cells, zeros where eliminated."""
+  x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
+  return jnp.concatenate([tokens[:, :num_z], x], axis=1)

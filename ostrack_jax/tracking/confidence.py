@@ -19,26 +19,37 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ostrack_jax.models.ostrack import OSTrackOutput
+from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
 
 FORMAT = "ostrack_jax/calibrator/1"
 FILE_NAME = "calibrator.json"
-# What is read off, and the sign of its weight: none can speak for a target by being worse.
-SIGNS = {"peak": 1, "spread": -1, "similarity": 1}
 _TINY = 1e-12
 
 
-def evidence(output: OSTrackOutput, window) -> jax.Array:
-  """Return [b, 3] float32, what the maps say of the box near the window; for use under jit.
+def signs(model: OSTrack) -> dict[str, int]:
+  """Return what is read off, by name, and the sign of its weight: none can speak for a target by being worse."""
+  likeness = ("similarity",) if model.is_two_stream else ("similarity_early", "similarity_late")
+  return {"peak": 1, "spread": -1, **dict.fromkeys(likeness, 1)}
 
-  In the order of SIGNS:
+
+def feature_layers(model: OSTrack) -> tuple[int, ...]:
+  """Return the blocks whose tokens evidence looks at: at a quarter and at three quarters of a one-stream backbone."""
+  depth = model.dimensions()["depth"]
+  return () if model.is_two_stream else (depth // 4, 3 * depth // 4)
+
+
+def evidence(output: OSTrackOutput, window) -> jax.Array:
+  """Return [b, k] float32, what the maps say of the box near the window; for use under jit.
+
+  In the order of signs:
   - peak: log odds of the raw score map's maximum.
   - spread: log of how many cells share the raw score map's mass, (sum of s)^2 / sum of s^2.
-  - similarity: cosine between the mean of the template's middle tokens, where the target is, and the mean
-    of the search tokens in the box, as the backbone gives them; eliminated ones count as far as none is left.
+  - similarity_early, similarity_late: cosine between the mean of the template's middle tokens, where the target
+    is, and the mean of the search tokens in the box, at the first and the last of feature_layers; eliminated ones
+    count as far as none is left. Of two streams similarity: the same, as their backbone ends.
 
   Args:
-    output: of a model with a score map.
+    output: of a model with a score map, computed with feature_layers.
     window: [F, F] as for OSTrackOutput.boxes_near.
   """
   maps = output.score_map
@@ -50,11 +61,12 @@ def evidence(output: OSTrackOutput, window) -> jax.Array:
   chosen = jnp.argmax((scores * window[None]).reshape(batch, grid * grid), axis=1)
   shared = jnp.square(flat.sum(axis=1)) / (jnp.square(flat).sum(axis=1) + _TINY)
   boxes_cxcywh = output.boxes_near(window).astype(jnp.float32)
-  features = output.features.astype(jnp.float32)
+  inner = output.inner_features
+  looked_at = (inner[0], inner[-1]) if inner else (output.features,)
   values = (
     _log_odds(flat.max(axis=1)),
     jnp.log(shared + _TINY),
-    _similarity(features, boxes_cxcywh, chosen, grid),
+    *(_similarity(x.astype(jnp.float32), boxes_cxcywh, chosen, grid) for x in looked_at),
   )
   return jnp.stack(values, axis=1)
 
@@ -88,7 +100,7 @@ class Weighing(flax.struct.PyTreeNode):
   """A calibrator on the device.
 
   Attributes:
-    weights: [3] float32 of the raw evidence. bias: [] float32.
+    weights: [k] float32 of the raw evidence. bias: [] float32.
   """
 
   weights: jax.Array | np.ndarray
@@ -106,7 +118,7 @@ class Calibrator:
   """From evidence to a probability, for one checkpoint.
 
   Attributes:
-    features: names of the evidence, in the order of SIGNS.
+    features: names of the evidence, in the order of signs.
     mean, scale: of each in the samples it was fitted on.
     weights, bias: of the standardised evidence: log odds of the box being on the target.
     threshold: the target counts as visible where the confidence is above it.
@@ -201,7 +213,7 @@ def on_device(
     subject = {
       "search_factor": search_factor,
       "template_factor": template_factor,
-      "features": list(SIGNS),
+      "features": list(signs(checkpoint.model)),
     }
     calibrator = kept(calibrator, subject)
   if calibrator is None:

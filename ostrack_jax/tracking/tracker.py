@@ -59,7 +59,7 @@ def remember(model: OSTrack, weights: TrackingWeights, template):
 
 
 def forward(
-  model: OSTrack, weights: TrackingWeights, template, search, template_mask=None
+  model: OSTrack, weights: TrackingWeights, template, search, template_mask=None, feature_layers=()
 ) -> OSTrackOutput:
   """Return what the network says; for use under jit. Arguments as for locate and the model."""
   variables = weights.unpack()
@@ -75,6 +75,7 @@ def forward(
       images,
       normalise_images(search),
       template_mask=template_mask,
+      feature_layers=feature_layers,
       head_folded=head_folded,
       encoded_template=encoded,
     ),
@@ -82,7 +83,8 @@ def forward(
 
 
 def _locate(model: OSTrack, weights, template, search, window, template_mask, weighing):
-  output = forward(model, weights, template, search, template_mask)
+  layers = () if weighing is None else confidence.feature_layers(model)
+  output = forward(model, weights, template, search, template_mask, layers)
   found = output.boxes_near(window), output.scores
   return found if weighing is None else (*found, weighing.confidence(output, window))
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from lane_runs import SMALL
 
-from ostrack_jax.models.ostrack import OSTrackOutput
+from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
 from ostrack_jax.tracking import confidence
 from ostrack_jax.tracking.confidence import Calibrator
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.tracker import Tracker, locate
 
 _BOX = (60, 40, 30, 24)
-_FEATURES = tuple(confidence.SIGNS)
+_FEATURES = tuple(confidence.signs(OSTrack()))
 # Compiled once for all tests here.
 _evidence = jax.jit(confidence.evidence)
 
@@ -67,16 +67,17 @@ def _output():
   size = np.full((2, 8, 8, 2), 0.25, np.float32)
   size[0, 4, 3] = 0.5, 0.125
   offset = np.full((2, 8, 8, 2), 0.5, np.float32)
-  rng = np.random.default_rng(0)
+  early, late, last = np.random.default_rng(0).normal(size=(3, 2, 16 + 64, 5)).astype(np.float32)
   return OSTrackOutput(
     score_map=scores,
     size_map=size,
     offset_map=offset,
     boxes_cxcywh=np.zeros((2, 4), np.float32),
     scores=scores.max(axis=(1, 2, 3)),
-    features=rng.normal(size=(2, 16 + 64, 5)).astype(np.float32),
+    features=last,
     removed=(),
     attention=(),
+    inner_features=(early, late),
   )
 
 
@@ -103,13 +104,48 @@ def test_spread_counts_the_cells_that_share_the_mass(seen):
   np.testing.assert_allclose(values["spread"], want, rtol=1e-4)
 
 
+def _cosine(tokens):
+  template = tokens[0, :16].reshape(4, 4, 5)[1:3, 1:3].mean(axis=(0, 1))
+  # The box is 4 cells wide and 1 high about (3.5, 4.5): row 4, columns 2 to 4 (1.5 and 5.5 are its edges).
+  found = tokens[0, 16:].reshape(8, 8, 5)[4, 2:5].mean(axis=0)
+  return template @ found / np.linalg.norm(template) / np.linalg.norm(found)
+
+
 def test_similarity_is_the_cosine_of_the_templates_middle_and_the_boxs_tokens(seen):
   output, values = seen
-  template = output.features[0, :16].reshape(4, 4, 5)[1:3, 1:3].mean(axis=(0, 1))
-  # The box is 4 cells wide and 1 high about (3.5, 4.5): row 4, columns 2 to 4 (1.5 and 5.5 are its edges).
-  found = output.features[0, 16:].reshape(8, 8, 5)[4, 2:5].mean(axis=0)
-  want = template @ found / np.linalg.norm(template) / np.linalg.norm(found)
-  assert values["similarity"][0] == pytest.approx(want, abs=1e-5)
+  for name, tokens in zip(("similarity_early", "similarity_late"), output.inner_features):
+    assert values[name][0] == pytest.approx(_cosine(tokens), abs=1e-5)
+
+
+def test_of_two_streams_what_their_backbone_ends_with_is_compared():
+  model = OSTrack(relation="stark", elimination_layers=(), keep_ratios=())
+  assert confidence.feature_layers(model) == ()
+  assert tuple(confidence.signs(model)) == ("peak", "spread", "similarity")
+  window = np.ones((8, 8), np.float32)
+  window[:, 2] = 0.5
+  output = _output().replace(inner_features=())
+  values = np.asarray(_evidence(output, window))
+  assert values.shape == (2, 3)
+  assert values[0, 2] == pytest.approx(_cosine(output.features), abs=1e-5)
+
+
+def test_inner_features_are_looked_at_where_the_model_has_them(make_checkpoint, images):
+  checkpoint = make_checkpoint(**{**SMALL, "depth": 4, "elimination_layers": (1,)})
+  assert confidence.feature_layers(checkpoint.model) == (1, 3)
+  model = checkpoint.model
+  crops = [
+    normalise_images(image[None, :size, :size])
+    for image, size in zip(images, (model.template_size, model.search_size))
+  ]
+  told = model.apply(checkpoint.variables, *crops, feature_layers=(1, 3))
+  plain = model.apply(checkpoint.variables, *crops)
+  np.testing.assert_allclose(told.features, plain.features, atol=1e-6)
+  early, late = told.inner_features
+  assert plain.inner_features == () and early.shape == late.shape == told.features.shape
+  # What block 1 eliminates it still had; block 3 had it no more.
+  early, late = (np.asarray(x[0, -(model.search_grid**2) :]) for x in (early, late))
+  removed = np.asarray(told.removed[0][0])
+  assert len(removed) and early[removed].any(axis=1).all() and not late[removed].any()
 
 
 def test_the_device_weighs_as_the_host_does():

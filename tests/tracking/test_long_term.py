@@ -9,12 +9,13 @@ import pytest
 from lane_runs import SMALL, compilations
 
 from ostrack_jax import boxes
+from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import confidence, motion, multi_tracker, wide_search
 from ostrack_jax.tracking.long_term import LongTermSettings, Recovery, search_windows, with_odds
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.result import TrackResult
 
-_FEATURES = tuple(confidence.SIGNS)
+_FEATURES = tuple(confidence.signs(OSTrack()))
 _SIZE = (240, 320)
 
 
