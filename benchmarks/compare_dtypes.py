@@ -4,7 +4,8 @@
 
 Every frame's search region is cut around the annotated box before it, so that all types see the same
 pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. Then
-all track freely. Several data sets are one pool of frames. float32 is in full precision.
+all track freely. Several data sets are one pool of frames. Of the comparison frame by
+frame float32 is in full precision.
 """
 
 import functools

@@ -44,7 +44,7 @@ FLAGS = command_line.new_flags()
 flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_values=FLAGS)
 flags.DEFINE_enum("search_size", "256", ["256", "384"], "Official model.", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", None, "Instead of random weights.", flag_values=FLAGS)
-flags.DEFINE_enum("dtype", "float16", list(checks.DTYPES), "Compute.", flag_values=FLAGS)
+flags.DEFINE_enum("dtype", "bfloat16", list(checks.DTYPES), "Compute.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "Lanes of a group.", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("threads", 0, "That decode; 0 for one a core.", flag_values=FLAGS)
 flags.DEFINE_integer("processes", -1, "That they are spread over; -1 as evaluation does.", -1, flag_values=FLAGS)  # fmt: skip

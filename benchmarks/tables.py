@@ -51,7 +51,7 @@ flags.DEFINE_enum(
   "variant", "b", ["ti", "s", "b", "l"], "what is counted and measured", flag_values=FLAGS
 )
 flags.DEFINE_enum(
-  "dtype", None, list(checks.DTYPES), "to measure in; by default float16 on a GPU, else float32", flag_values=FLAGS
+  "dtype", None, list(checks.DTYPES), "to measure in; by default bfloat16 on a GPU, else float32", flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_list("search_sizes", ["256", "384"], "Table 3: in pixels", flag_values=FLAGS)
 flags.DEFINE_string("checkpoint", "", "Table 3: for a curve over keep ratios", flag_values=FLAGS)
@@ -148,7 +148,7 @@ def measure() -> None:
   # Starts the device, which runs that are trained in a process of their own must find free.
   import jax
 
-  default = "float16" if jax.default_backend() == "gpu" else "float32"
+  default = "bfloat16" if jax.default_backend() == "gpu" else "float32"
   wanted = (
     [(size, eliminates, "one_stream") for size in _sizes() for eliminates in (False, True)]
     if FLAGS.table == 3

@@ -35,7 +35,7 @@ _NAME = "benchmarks.track_video"
 
 FLAGS = command_line.new_flags()
 flags.DEFINE_string("checkpoint", None, "By default random weights.", flag_values=FLAGS)
-flags.DEFINE_string("dtype", None, "By default float16 on a GPU, else float32.", flag_values=FLAGS)
+flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32.", flag_values=FLAGS)
 flags.DEFINE_integer("objects", 16, "Beside one.", 2, flag_values=FLAGS)
 flags.DEFINE_integer("frames", 600, "Of the video.", 20, flag_values=FLAGS)
 flags.DEFINE_integer("turns", 3, "Of which the median counts.", 1, flag_values=FLAGS)
@@ -60,7 +60,7 @@ def steady(variables):
 
 def make_checkpoint():
   """Return the checkpoint of --checkpoint, or one with random weights."""
-  dtype = FLAGS.dtype or ("float16" if jax.default_backend() == "gpu" else "float32")
+  dtype = FLAGS.dtype or ("bfloat16" if jax.default_backend() == "gpu" else "float32")
   if FLAGS.checkpoint:
     return load(FLAGS.checkpoint, dtype=dtype)
   model = OSTrack(dtype=dtype)

@@ -68,19 +68,22 @@ def deaf_children():
 
   To this process it comes afterwards: raised while one is started, it would leave that one half begun.
   """
-  came = []
-  # Inherited by processes. This one may have threads that still take the signal, for which Python calls
-  # the handler in the main thread.
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  handler = None
-  if threading.current_thread() is threading.main_thread():
-    handler = signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(True))
+  came: list[bool] = []
+  handler, before = signal.getsignal(signal.SIGINT), None
+  # None is a handler that Python could not put back.
+  is_ours = threading.current_thread() is threading.main_thread() and handler is not None
   try:
+    # This process may have threads that take the signal, for which Python calls the handler in the main thread.
+    if is_ours:
+      signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(True))
+    # Inherited by processes.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     yield
   finally:
-    if handler is not None:
+    if before is not None:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if is_ours:
       signal.signal(signal.SIGINT, handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if came:
       signal.raise_signal(signal.SIGINT)
 

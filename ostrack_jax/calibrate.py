@@ -35,6 +35,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   "save_as", None, "folder to write (absent or empty) that gets the checkpoint with its calibrator", flag_values=FLAGS
 )  # fmt: skip
+flags.DEFINE_enum(
+  "dtype", None, ["float32", "bfloat16", "float16"], "to compute in, as of track", flag_values=FLAGS
+)
 flags.DEFINE_string("dataset", None, "annotated videos to fit on", flag_values=FLAGS)
 flags.DEFINE_string(
   "root", None, "folder of a benchmark's sequences; --dataset is then its name, perhaps with [A,B] behind it", flag_values=FLAGS
@@ -83,12 +86,12 @@ def _load() -> "tuple[Checkpoint, pathlib.Path]":
     loading.check_output(folder, overwrite=False)
   elif not (path / "description.json").is_file():
     # Also a name that ships: what is installed stays as it is.
-    loading.load(path)
+    loading.load(path, dtype=FLAGS.dtype)
     raise ValueError(
       f"{path} cannot hold a calibrator, only a converted folder or a training work folder can; give "
       "--save_as=DIR for a copy that does"
     )
-  return loading.load(path), folder
+  return loading.load(path, dtype=FLAGS.dtype), folder
 
 
 def _open(dataset: str, root: str | None, flag: str) -> list:

@@ -60,7 +60,7 @@ def load(
       that ships with the package: `ostrack_tiny`.
     num_heads: attention heads where width / 64 is wrong; files do not say.
     dtype: to compute in, `float32`, `bfloat16` or `float16`; None for what the checkpoint says, which for files is
-      float32; but for float16 on CUDA where it says bfloat16. The weights are kept as they are.
+      float32; but float16 on CUDA, from Ampere on, where it says bfloat16. The weights are kept as they are.
     keep_ratios, elimination_layers: in place of the checkpoint's, see change_elimination. As with dtype,
       the description stays the checkpoint's own.
 
@@ -86,8 +86,8 @@ def load(
 def _default_dtype(described: str) -> str:
   """Return what to compute in where nobody says it.
 
-  Training in bfloat16 is for the range of gradients. Tracking has none: on CUDA float16 is as fast, and eight
-  times as fine.
+  Training in bfloat16 is for the range of gradients. Tracking has none, and float16 is eight times as fine, at the
+  same speed of products.
   """
   return "float16" if described == "bfloat16" and has_kernels(jnp.float16) else described
 

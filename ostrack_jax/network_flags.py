@@ -19,7 +19,7 @@ SHIPPED_NOTE = (
 def define(own: flags.FlagValues) -> None:
   """Define the flags among a command's own."""
   flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "to compute in; by default what the checkpoint says, but float16 for bfloat16 on CUDA", flag_values=own
+    "dtype", None, ["float32", "bfloat16", "float16"], "to compute in; by default what the checkpoint says, but float16 for bfloat16 on CUDA from Ampere on", flag_values=own
   )  # fmt: skip
   flags.DEFINE_integer(
     "num_heads", None, "attention heads of an official file, where width/64 is wrong", flag_values=own

@@ -74,7 +74,10 @@ def fit_logistic(
     loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
   )
   if not np.isfinite(found.x).all() or found.nit >= options["maxiter"]:
-    raise ValueError(f"the calibrator did not settle: {found.message}; is the evidence finite?")
+    raise ValueError(
+      f"the calibrator did not settle: {found.message}; is the evidence finite? In float16 numbers beyond 65504 are not "
+      "(--dtype)"
+    )
   return Fit(mean=mean, scale=scale, weights=found.x[:-1], bias=float(found.x[-1]))
 
 

@@ -140,7 +140,10 @@ class RunFolder:
       raise ValueError(f"tracker gave boxes of shape {boxes_xywh.shape}; expected {(frames, 4)}")
     (bad,) = np.nonzero(~np.isfinite(boxes_xywh).all(axis=1))
     if len(bad):
-      raise ValueError(f"tracker gave {boxes_xywh[bad[0]].tolist()} for frame {bad[0]}")
+      raise ValueError(
+        f"tracker gave {boxes_xywh[bad[0]].tolist()} for frame {bad[0]}; are the checkpoint's weights finite? In "
+        "float16 numbers beyond 65504 are not: --dtype=bfloat16 and float32 hold them"
+      )
     self._timing["per_sequence"][name] = _timing_of(tracked, frames)
     self.write_timing()
     results.write_scores(self.scores, name, np.asarray(tracked.scores))

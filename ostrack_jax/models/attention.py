@@ -38,11 +38,10 @@ def is_fused(batch: int, dtype, head_size: int) -> bool:
 def centred(keys) -> jax.Array:
   """Return keys [b, n, h, d] less their mean over tokens, which no softmax over them can tell.
 
-  With these the logits of a query have mean 0, so their log-sum-exp is at least log n. Their gradients are those of
-  the keys: all keys' sum to 0, so none passes the mean.
+  With these the logits of a query have mean 0, so their log-sum-exp is at least log n.
   """
   mean = keys.mean(axis=1, keepdims=True, dtype=jnp.float32)
-  return (keys.astype(jnp.float32) - jax.lax.stop_gradient(mean)).astype(keys.dtype)
+  return (keys.astype(jnp.float32) - mean).astype(keys.dtype)
 
 
 def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
@@ -59,7 +58,7 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   batch, count, _, size = queries.shape
   if bias is not None or not is_fused(batch, queries.dtype, size):
     mask = None if key_valid is None else key_valid[:, None, None, :]
-    if queries.dtype == jnp.float16 and not _has_kernels():
+    if queries.dtype == jnp.float16 and jax.default_backend() == "cpu":
       # jax refuses products of float16 with float32 sums on CPUs.
       wide = (x.astype(jnp.float32) for x in (queries, keys, values))
       mixed = jax.nn.dot_product_attention(*wide, bias=bias, mask=mask)
@@ -95,7 +94,7 @@ def _fused(queries, keys, values, lengths=None):
 def _centred_for_gradients(queries, keys, values):
   """Attend with kernels whose backward pass needs centred keys.
 
-  Where half a tile of keys is left over, cuDNN's on Hopper takes exp(-lse) for keys that are not there; below a
+  Their gradients are those of plain keys: they sum to 0, so none passes the mean. Where half a tile of keys is left over, cuDNN's on Hopper takes exp(-lse) for keys that are not there; below a
   log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678, which saw it with a
   mask; whether it needs one is not known).
   """

@@ -13,10 +13,10 @@ from ostrack_jax.models import candidates, head
 from ostrack_jax.tracking import confidence, cutting, device_crop, engine, motion
 from ostrack_jax.tracking.long_term import LongTermSettings, Recovery
 from ostrack_jax.tracking.result import (
+  NO_BOX,
   PendingFrame,
   TrackedObjects,
   TrackResult,
-  cause_of_no_box,
   result_of,
 )
 from ostrack_jax.tracking.tracker import (
@@ -248,8 +248,7 @@ class MultiTracker:
         continue
       if not np.isfinite(found[lane, :4]).all():
         raise ValueError(
-          f"object {number}: the network found no box, but {found[lane, :4].tolist()}; "
-          f"{cause_of_no_box(self.model.dtype)}"
+          f"object {number}: the network found no box, but {found[lane, :4].tolist()}; {NO_BOX}"
         )
       box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
       results[number] = result = result_of(box, score, sure, self.calibrator)

@@ -8,6 +8,9 @@ import numpy as np
 
 from ostrack_jax.tracking.confidence import Calibrator
 
+# What to look for where a network says something that is not finite.
+NO_BOX = "are the checkpoint's weights finite? In float16 numbers beyond 65504 are not: set dtype to bfloat16 or float32"
+
 
 @dataclasses.dataclass(frozen=True)
 class TrackResult:
@@ -68,13 +71,6 @@ class TrackedObjects:
   image: np.ndarray
   results: dict[int, TrackResult]
   seconds: float
-
-
-def cause_of_no_box(dtype: str) -> str:
-  """Return in words why a network that computes in a type may say something that is not finite."""
-  if dtype == "float16":
-    return "float16 ends at 65504, so compute in bfloat16 or float32 (dtype); or are the checkpoint's weights not finite?"
-  return "are the checkpoint's weights finite?"
 
 
 def result_of(

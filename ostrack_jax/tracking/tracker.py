@@ -21,7 +21,7 @@ from ostrack_jax.tracking.cutting import (
   cut_search,
   cut_template,
 )
-from ostrack_jax.tracking.result import TrackResult, result_of
+from ostrack_jax.tracking.result import NO_BOX, TrackResult, result_of
 from ostrack_jax.tracking.weights import TrackableCheckpoint, TrackingWeights, prepare
 
 
@@ -137,6 +137,11 @@ def _told(box, said):
   return jax.device_put(told, jax.memory.Space.Host)
 
 
+def _check_found(found: np.ndarray) -> None:
+  if not np.isfinite(found[:4]).all():
+    raise ValueError(f"the network found no box, but {found[:4].tolist()}; {NO_BOX}")
+
+
 def tracking_factors(
   checkpoint: TrackableCheckpoint,
   search_factor: float | None = None,
@@ -232,7 +237,7 @@ class Tracker:
 
     Raises:
       RuntimeError: no track was started.
-      ValueError: the frame cannot be used.
+      ValueError: the frame cannot be used, or the network gives a box that is not finite.
     """
     state = self._started("update")
     search, resize_factor = cut_search(
@@ -249,6 +254,7 @@ class Tracker:
         self._weighing,
       )
     )
+    _check_found(found)
     box = motion.next_box(
       found[:4], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
     )
@@ -309,6 +315,7 @@ class Tracker:
         (found,) = np.asarray(pending.popleft(), np.float64)
         if self._state is not last:
           raise RuntimeError("the track was changed while it was followed; follow it anew")
+        _check_found(found)
         self._state = last = dataclasses.replace(state, box_xywh=found[:4])
         yield result_of(found[:4], found[4], found[5:], self.calibrator)
         if sent or pending:

@@ -93,7 +93,7 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
   """Return what tracker.locate needs of {"params", "batch_stats"}, as numpy.
 
   Kernels and position tables, which the model casts to its type in every call, are cast here. Results
-  are those of the model with the original variables; in bfloat16 the head rounds less.
+  are those of the model with the original variables; in half precision the head rounds less.
   """
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}

@@ -9,7 +9,7 @@ import numpy as np
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import cutting, device_crop, motion
 from ostrack_jax.tracking.confidence import Weighing
-from ostrack_jax.tracking.result import TrackResult, cause_of_no_box
+from ostrack_jax.tracking.result import NO_BOX, TrackResult
 from ostrack_jax.tracking.tracker import locate
 from ostrack_jax.tracking.weights import TrackingWeights
 
@@ -85,9 +85,7 @@ class WideSearch:
       locate(self._model, self._weights, template, search, window, mask, self._weighing)
     )[:count]
     if not np.isfinite(told).all():
-      raise ValueError(
-        f"the network found no box in a wide search; {cause_of_no_box(self._model.dtype)}"
-      )
+      raise ValueError(f"the network found no box in a wide search; {NO_BOX}")
     found = motion.next_box(
       told[:, :4], boxes_xywh, factors[:count], self._model.search_size, *frame_size
     )

@@ -183,21 +183,12 @@ def test_mistakes_are_named(masked, images):
     list(MultiTracker(masked, max_objects=3).track(images, {0: [_BOXES[0]], 2: [(500, 1, 9, 9)]}))
 
 
-@pytest.mark.parametrize(
-  ("cut_on_device", "dtype", "cure"),
-  [
-    (True, "float32", "are the checkpoint's weights finite"),
-    (False, "float16", "in bfloat16 or float32"),
-  ],
-)
-def test_an_object_whose_box_is_no_number_is_named(masked, images, cut_on_device, dtype, cure):
+@pytest.mark.parametrize("cut_on_device", [True, False])
+def test_an_object_whose_box_is_no_number_is_named(masked, images, cut_on_device):
   bias = masked.variables["params"]["box_head"]["conv5_size"]["bias"]
   variables = jax.tree.map(lambda x: x * np.nan if x is bias else x, masked.variables)
-  model = masked.model.clone(dtype=dtype)
-  broken = dataclasses.replace(masked, model=model, variables=variables)
+  broken = dataclasses.replace(masked, variables=variables)
   tracker = MultiTracker(broken, max_objects=3, cut_on_device=cut_on_device)
   tracker.add(images[0], _BOXES[0])
-  with pytest.raises(
-    ValueError, match=rf"object 0: the network found no box, but .*nan.*; .*{cure}"
-  ):
+  with pytest.raises(ValueError, match=r"object 0: the network found no box, but .*nan.*; are the"):
     tracker.update(images[1])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -90,3 +92,32 @@ def test_float_frames_are_refused_with_the_cure(make_checkpoint, make_frame):
   tracker.init(make_frame(), _BOX)
   with pytest.raises(ValueError, match="float64; expected uint8 from 0 to 255: multiply by 255"):
     tracker.update(make_frame(1) / 255)
+
+
+def test_numbers_beyond_float16_are_told_with_the_cure_not_as_boxes(make_checkpoint, make_frame):
+  checkpoint = make_checkpoint()
+  backbone = checkpoint.variables["params"]["backbone"]
+  # Two numbers that float16 holds, but not their sum.
+  projection = {
+    "proj": backbone["patch_embed"]["proj"]
+    | {"bias": np.full_like(backbone["patch_embed"]["proj"]["bias"], 6e4)}
+  }
+  far = {"pos_embed_x": np.full_like(backbone["pos_embed_x"], 6e4), "patch_embed": projection}
+  params = checkpoint.variables["params"] | {"backbone": backbone | far}
+  wide, narrow = (
+    Tracker(
+      dataclasses.replace(
+        checkpoint,
+        model=checkpoint.model.clone(dtype=dtype),
+        variables=checkpoint.variables | {"params": params},
+      )
+    )
+    for dtype in ("float32", "float16")
+  )
+  wide.init(make_frame(), _BOX)
+  assert np.isfinite(wide.update(make_frame()).box_xywh).all()
+  narrow.init(make_frame(), _BOX)
+  for search in (narrow.update, lambda frame: next(narrow.follow([frame]))):
+    with pytest.raises(ValueError, match=r"found no box, but \[nan.*set dtype to bfloat16"):
+      search(make_frame())
+    np.testing.assert_array_equal(narrow.box_xywh, _BOX)
