@@ -43,6 +43,15 @@ def _reference() -> pathlib.Path | None:
 
 
 @pytest.fixture
+def xla_flags():
+  """A function from a number of devices to XLA_FLAGS of another process, which compiles as this one does."""
+  # Of a flag that is given twice the last one holds.
+  return lambda devices: (
+    f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+  )
+
+
+@pytest.fixture
 def reference_dir() -> pathlib.Path:
   """The folder of reference material named by OSTRACK_REFERENCE; skips without."""
   folder = _reference()

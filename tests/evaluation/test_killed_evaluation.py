@@ -8,10 +8,10 @@ import sys
 HERE = pathlib.Path(__file__).parent
 
 
-def test_killed_evaluations_end_byte_for_byte_where_an_undisturbed_one_does(tmp_path):
+def test_killed_evaluations_end_byte_for_byte_where_an_undisturbed_one_does(tmp_path, xla_flags):
   # Three of the moments; killed_evaluation.py says how to try more by hand.
   environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
-  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  environment["XLA_FLAGS"] = xla_flags(1)
   done = subprocess.run(
     [
       *(sys.executable, str(HERE / "killed_evaluation.py"), "--kills=3"),

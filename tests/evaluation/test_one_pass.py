@@ -47,7 +47,8 @@ def test_a_failing_sequence_does_not_stop_the_others(folder):
     "b": "2.png is not a readable image",
     "c": "KeyError: 'oops'",
     "d": "tracker gave boxes of shape (2, 4); expected (3, 4)",
-    "e": "tracker gave [nan, 2.0, 3.0, 4.0] for frame 1",
+    "e": "tracker gave [nan, 2.0, 3.0, 4.0] for frame 1; are the checkpoint's weights finite? In float16 numbers "
+    "beyond 65504 are not: --dtype=bfloat16 and float32 hold them",
   }
   assert steps == [1] * 6
   assert results.names_in(folder.results) == ["a", "f"]

@@ -39,14 +39,14 @@ def tree(tmp_path):
   return root
 
 
-def _evaluate(start, tree, output, *options):
+def _evaluate(flags, start, tree, output, *options):
   command = [
     *(sys.executable, *start, "--checkpoint=ostrack_tiny", "--dataset=folder"),
     *(f"--root={tree}", f"--output={output}", "--batch_size=1", "--threads=1", *options),
   ]
   done = subprocess.run(
     command,
-    env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+    env=os.environ | {"XLA_FLAGS": flags},
     capture_output=True,
     text=True,
     timeout=300,
@@ -56,15 +56,21 @@ def _evaluate(start, tree, output, *options):
   return done
 
 
-def test_two_processes_leave_what_one_leaves(tree, tmp_path):
-  _evaluate(["-m", "ostrack_jax.evaluate"], tree, tmp_path / "one")
+def test_two_processes_leave_what_one_leaves(tree, tmp_path, xla_flags):
+  flags = xla_flags(1)
+  _evaluate(flags, ["-m", "ostrack_jax.evaluate"], tree, tmp_path / "one")
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     members = [
       pool.submit(
-        _evaluate, ["-c", _MEMBER, address, str(number)], tree, tmp_path / "two", "--multi_host"
+        _evaluate,
+        flags,
+        ["-c", _MEMBER, address, str(number)],
+        tree,
+        tmp_path / "two",
+        "--multi_host",
       )
       for number in range(2)
     ]

@@ -34,7 +34,7 @@ except stopping.StoppedBySignalError as stop:
 """
 
 
-def test_sigterm_to_one_process_stops_all_at_the_same_saved_step(tmp_path):
+def test_sigterm_to_one_process_stops_all_at_the_same_saved_step(tmp_path, xla_flags):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
@@ -42,7 +42,7 @@ def test_sigterm_to_one_process_stops_all_at_the_same_saved_step(tmp_path):
     **os.environ,
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent.parent}",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "XLA_FLAGS": xla_flags(1),
   }
   processes = [
     subprocess.Popen(
