@@ -119,7 +119,8 @@ def from_annotated_boxes(
   run = {name: forward(network) for name, network in networks.items()}
   found: dict[str, list] = {name: [] for name in networks}
   overlaps: dict[str, list] = {name: [] for name in networks}
-  common: dict[str, list[np.ndarray]] = {name: [] for name in networks}
+  halves = [name for name in networks if name != "float32"]
+  common: dict[str, list[np.ndarray]] = {name: [] for name in halves}
   for video in videos:
     rows, size = crops(model, factors, video)
     truth = np.asarray(video.boxes_xywh[1:], float)
@@ -138,8 +139,8 @@ def from_annotated_boxes(
             motion.next_box(box, start, resize_factor, model.search_size, *size)
           )
         sets[name] = kept(removed, FLAGS.batch_size, model.search_grid**2)[:, : len(part)]
-      for name, ours in sets.items():
-        both = (ours & sets["float32"]).sum(axis=2)
+      for name in halves:
+        both = (sets[name] & sets["float32"]).sum(axis=2)
         common[name].append(both / sets["float32"].sum(axis=2))
     for name in networks:
       found[name] += in_frame[name]
@@ -147,7 +148,7 @@ def from_annotated_boxes(
       overlaps[name].append(boxes.iou(*pair))
   means = {name: float(np.concatenate(overlaps[name]).mean()) for name in networks}
   against = {}
-  for name in networks:
+  for name in halves:
     # Of every frame the coordinate that differs most.
     apart = np.abs(np.array(found[name]) - np.array(found["float32"])).max(axis=1)
     stages = np.concatenate(common[name], axis=1).mean(axis=1)
@@ -159,7 +160,6 @@ def from_annotated_boxes(
       },
       "kept_in_common_by_stage": [float(share) for share in stages],
     }
-  del against["float32"]
   return {"frames": len(found["float32"]), "mean_iou": means, "against_float32": against}
 
 

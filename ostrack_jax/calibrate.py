@@ -86,7 +86,7 @@ def _load() -> "tuple[Checkpoint, pathlib.Path]":
     loading.check_output(folder, overwrite=False)
   elif not (path / "description.json").is_file():
     # Also a name that ships: what is installed stays as it is.
-    loading.load(path, dtype=FLAGS.dtype)
+    loading.load(path)
     raise ValueError(
       f"{path} cannot hold a calibrator, only a converted folder or a training work folder can; give "
       "--save_as=DIR for a copy that does"
@@ -168,7 +168,7 @@ def _calibrate() -> int:
     for name in ("crops", "starts", "centre_jitter", "scale_jitter", "l2", "seed")
   }
   fitting = calibration_report.Fitting(
-    signs=confidence.signs(checkpoint.model),
+    signs=confidence.evidence_signs(checkpoint.model),
     l2=FLAGS.l2,
     false_alarm_rate=FLAGS.false_alarms,
     fitted_for=subject,

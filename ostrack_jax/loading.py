@@ -98,7 +98,7 @@ def calibration_subject(checkpoint: Checkpoint) -> dict[str, Any]:
   return {
     "digest": run_folder.checkpoint_digest(checkpoint.variables, checkpoint.description),
     "elimination": [list(model.elimination_layers), list(model.keep_ratios)],
-    "features": list(confidence.signs(model)),
+    "features": list(confidence.evidence_signs(model)),
   }
 
 

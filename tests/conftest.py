@@ -21,11 +21,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Of programs for CPUs, which compile for longer than these small networks run: by flags of XLA, which ends
 # the process where it does not know one, in a third of the time.
 _FLAGS = "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE --xla_cpu_parallel_codegen_split_count=1"
-_COMPILE_SOON = {"0.10": f"{_FLAGS} --xla_cpu_use_fusion_emitters=false", "0.11": _FLAGS}
+_COMPILE_SOON = {"0.10.2": f"{_FLAGS} --xla_cpu_use_fusion_emitters=false", "0.11.2": _FLAGS}
 if shutil.which("nvidia-smi") is None:
   os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-  version = ".".join(importlib.metadata.version("jaxlib").split(".")[:2])
-  os.environ["XLA_FLAGS"] += f" {_COMPILE_SOON.get(version, '')}"
+  os.environ["XLA_FLAGS"] += f" {_COMPILE_SOON.get(importlib.metadata.version('jaxlib'), '')}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

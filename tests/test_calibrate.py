@@ -81,7 +81,7 @@ def test_the_command_stores_a_calibrator_that_trackers_use(calibrated, root):
   checkpoint = load(folder)
   calibrator = checkpoint.calibrator
   assert calibrator == confidence.read(folder / "calibrator.json")
-  signs = confidence.signs(checkpoint.model)
+  signs = confidence.evidence_signs(checkpoint.model)
   assert calibrator.features == tuple(signs) and calibrator.false_alarm_rate == 0.1
   assert calibrator.provenance["videos"] == ["v3", "v4"]
   for weight, sign in zip(calibrator.weights, signs.values(), strict=True):

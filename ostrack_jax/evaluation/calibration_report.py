@@ -62,7 +62,7 @@ class Fitting:
   """How to fit a calibrator.
 
   Attributes:
-    signs: of confidence.signs.
+    signs: of confidence.evidence_signs.
     l2: of calibration.fit_logistic.
     false_alarm_rate: share of track samples, not right, that may be called visible.
     fitted_for, provenance: of the calibrator.

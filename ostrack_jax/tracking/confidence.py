@@ -26,13 +26,13 @@ FILE_NAME = "calibrator.json"
 _TINY = 1e-12
 
 
-def signs(model: OSTrack) -> dict[str, int]:
+def evidence_signs(model: OSTrack) -> dict[str, int]:
   """Return what is read off, by name, and the sign of its weight: none can speak for a target by being worse."""
   likeness = ("similarity",) if model.is_two_stream else ("similarity_early", "similarity_late")
   return {"peak": 1, "spread": -1, **dict.fromkeys(likeness, 1)}
 
 
-def feature_layers(model: OSTrack) -> tuple[int, ...]:
+def evidence_layers(model: OSTrack) -> tuple[int, ...]:
   """Return the blocks whose tokens evidence looks at: at a quarter and at three quarters of a one-stream backbone."""
   depth = model.dimensions()["depth"]
   return () if model.is_two_stream else (depth // 4, 3 * depth // 4)
@@ -41,15 +41,15 @@ def feature_layers(model: OSTrack) -> tuple[int, ...]:
 def evidence(output: OSTrackOutput, window) -> jax.Array:
   """Return [b, k] float32, what the maps say of the box near the window; for use under jit.
 
-  In the order of signs:
+  In the order of evidence_signs:
   - peak: log odds of the raw score map's maximum.
   - spread: log of how many cells share the raw score map's mass, (sum of s)^2 / sum of s^2.
   - similarity_early, similarity_late: cosine between the mean of the template's middle tokens, where the target
-    is, and the mean of the search tokens in the box, at the first and the last of feature_layers; eliminated ones
+    is, and the mean of the search tokens in the box, at the first and the last of evidence_layers; eliminated ones
     count as far as none is left. Of two streams similarity: the same, as their backbone ends.
 
   Args:
-    output: of a model with a score map, computed with feature_layers.
+    output: of a model with a score map, computed with evidence_layers.
     window: [F, F] as for OSTrackOutput.boxes_near.
   """
   maps = output.score_map
@@ -118,7 +118,7 @@ class Calibrator:
   """From evidence to a probability, for one checkpoint.
 
   Attributes:
-    features: names of the evidence, in the order of signs.
+    features: names of the evidence, in the order of evidence_signs.
     mean, scale: of each in the samples it was fitted on.
     weights, bias: of the standardised evidence: log odds of the box being on the target.
     threshold: the target counts as visible where the confidence is above it.
@@ -213,7 +213,7 @@ def on_device(
     subject = {
       "search_factor": search_factor,
       "template_factor": template_factor,
-      "features": list(signs(checkpoint.model)),
+      "features": list(evidence_signs(checkpoint.model)),
     }
     calibrator = kept(calibrator, subject)
   if calibrator is None:

@@ -52,7 +52,7 @@ class Sample:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(model, weights, template, search, window, template_mask):
-  layers = confidence.feature_layers(model)
+  layers = confidence.evidence_layers(model)
   output = tracker.forward(model, weights, template, search, template_mask, layers)
   return output.boxes_near(window), output.scores, confidence.evidence(output, window)
 

@@ -83,7 +83,7 @@ def forward(
 
 
 def _locate(model: OSTrack, weights, template, search, window, template_mask, weighing):
-  layers = () if weighing is None else confidence.feature_layers(model)
+  layers = () if weighing is None else confidence.evidence_layers(model)
   output = forward(model, weights, template, search, template_mask, layers)
   found = output.boxes_near(window), output.scores
   return found if weighing is None else (*found, weighing.confidence(output, window))
@@ -318,9 +318,6 @@ class Tracker:
         _check_found(found)
         self._state = last = dataclasses.replace(state, box_xywh=found[:4])
         yield result_of(found[:4], found[4], found[5:], self.calibrator)
-        if sent or pending:
-          # Raises where no next search region could be cut around it.
-          crop.crop_window(found[:4], self.search_factor)
       if frame is None:
         break
     if error is not None:

@@ -16,7 +16,7 @@ from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.tracker import Tracker, locate
 
 _BOX = (60, 40, 30, 24)
-_FEATURES = tuple(confidence.signs(OSTrack()))
+_FEATURES = tuple(confidence.evidence_signs(OSTrack()))
 # Compiled once for all tests here.
 _evidence = jax.jit(confidence.evidence)
 
@@ -119,8 +119,8 @@ def test_similarity_is_the_cosine_of_the_templates_middle_and_the_boxs_tokens(se
 
 def test_of_two_streams_what_their_backbone_ends_with_is_compared():
   model = OSTrack(relation="stark", elimination_layers=(), keep_ratios=())
-  assert confidence.feature_layers(model) == ()
-  assert tuple(confidence.signs(model)) == ("peak", "spread", "similarity")
+  assert confidence.evidence_layers(model) == ()
+  assert tuple(confidence.evidence_signs(model)) == ("peak", "spread", "similarity")
   window = np.ones((8, 8), np.float32)
   window[:, 2] = 0.5
   output = _output().replace(inner_features=())
@@ -131,7 +131,7 @@ def test_of_two_streams_what_their_backbone_ends_with_is_compared():
 
 def test_inner_features_are_looked_at_where_the_model_has_them(make_checkpoint, images):
   checkpoint = make_checkpoint(**{**SMALL, "depth": 4, "elimination_layers": (1,)})
-  assert confidence.feature_layers(checkpoint.model) == (1, 3)
+  assert confidence.evidence_layers(checkpoint.model) == (1, 3)
   model = checkpoint.model
   crops = [
     normalise_images(image[None, :size, :size])

@@ -15,7 +15,7 @@ from ostrack_jax.tracking.long_term import LongTermSettings, Recovery, search_wi
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.result import TrackResult
 
-_FEATURES = tuple(confidence.signs(OSTrack()))
+_FEATURES = tuple(confidence.evidence_signs(OSTrack()))
 _SIZE = (240, 320)
 
 
