@@ -94,9 +94,9 @@ def _fused(queries, keys, values, lengths=None):
 def _centred_for_gradients(queries, keys, values):
   """Attend with kernels whose backward pass needs centred keys.
 
-  Their gradients are those of plain keys: they sum to 0, so none passes the mean. Where half a tile of keys is left over, cuDNN's on Hopper takes exp(-lse) for keys that are not there; below a
-  log-sum-exp of -88 that overflows, and the queries' gradients are NaN (pytorch issue 196678, which saw it with a
-  mask; whether it needs one is not known).
+  Gradients are those of plain keys: all keys' sum to 0, so none passes the mean. Where half a tile of keys is left
+  over, cuDNN's kernel on Hopper takes exp(-lse) for keys that are not there; below a log-sum-exp of -88 that overflows,
+  and the queries' gradients are NaN (pytorch issue 196678, which saw it with a mask; whether it needs one is not known).
   """
   return _fused(queries, keys, values)
 
