@@ -75,7 +75,9 @@ def prepare(
     if set(splits) <= done["splits"].keys() and not (directory / _WORK).exists():
       return directory
   foreign = done is None and directory.exists() and any(directory.iterdir())
-  if foreign and not (directory / _WORK).exists():
+  # Another process may have finished since.
+  is_ours = (directory / _WORK).exists() or (directory / sources.MANIFEST).is_file()
+  if foreign and not is_ours:
     raise FileExistsError(f"{directory} exists but was not made by this program: move it away")
   directory.mkdir(parents=True, exist_ok=True)
   with _only_one(directory):
