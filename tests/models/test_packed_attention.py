@@ -57,6 +57,8 @@ def test_gradients_are_those_of_the_plain_operations():
 
 
 def test_devices_keep_the_samples_that_they_have():
+  if len(jax.devices()) < 4:
+    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
   packed = _packed(4, 9, 2, 16)
   want = packed_attention.attend_packed(2, True, packed)
   mesh = sharding.make_mesh(jax.devices()[:4])
@@ -115,4 +117,7 @@ def test_the_kernel_runs_on_cuda_alone_for_few_samples_in_half_precision(monkeyp
 def test_the_compiled_kernel_equals_the_plain_operations(count, num_heads):
   packed = _packed(1, count, num_heads, 64, jnp.bfloat16)
   found = jax.jit(functools.partial(packed_attention.attend_packed, num_heads, False))(packed)
-  np.testing.assert_allclose(np.asarray(found, np.float32), _by_hand(packed, num_heads), atol=2**-6)
+  # The plain operations in bfloat16 are as far from this.
+  np.testing.assert_allclose(
+    np.asarray(found, np.float32), _by_hand(packed, num_heads), rtol=2**-7, atol=2**-6
+  )
