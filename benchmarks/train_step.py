@@ -103,8 +103,7 @@ def start_training(model: OSTrack, mesh, variables: Any = None) -> tuple[Any, An
   start = create_state(variables, optimizer, 0)
   step = jax.jit(
     step_lib.make_train_step(model, optimizer, LossWeights(), batch_norm_shards=mesh.size),
-    donate_argnums=0,
-    out_shardings=sharding.replicated(mesh),
+    **sharding.train_step_options(mesh),
   )
   return sharding.copy_everywhere(mesh, start), step
 

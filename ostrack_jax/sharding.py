@@ -1,5 +1,7 @@
 """One mesh with one axis, `data`; the batch is split over it and everything else is copied."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -43,6 +45,16 @@ def copy_everywhere(mesh: Mesh, tree):
   """Copy a tree of arrays onto every device; each process passes the same values."""
   # device_put cannot place typed keys on the devices of other processes; a compiled identity can.
   return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def train_step_options(mesh: Mesh) -> dict[str, Any]:
+  """Return the options of jax.jit for a training step on the mesh: the state, its first argument, is given up."""
+  options: dict[str, Any] = {"donate_argnums": 0, "out_shardings": replicated(mesh)}
+  if mesh.size > 1:
+    # XLA would copy all gradients side by side and back to exchange them in one piece each; they may lie where
+    # they are.
+    options["compiler_options"] = {"xla_disable_hlo_passes": "all-reduce-contiguous"}
+  return options
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -100,7 +100,6 @@ def test_the_report_tells_all_measures_and_the_raw_peaks_beside_them(calibrated)
     assert 0 <= sure["expected_calibration_error"] <= 1
     assert 0 <= sure["auroc"] <= 1 and 0 <= sure["raw_peak_auroc"] <= 1
     assert 0 <= presence["auroc"] <= 1 and 0 <= presence["raw_peak_auroc"] <= 1
-  assert report["calibrator"]["provenance"]["scaled_on"] == "each video by the others"
   assert report["fit"]["presence"]["counts"]["present"] == 6
   # Of nine frames, from the first one and from the fifth.
   assert report["fit"]["confidence"]["counts"]["free"] == 2 * (8 + 4)
@@ -246,7 +245,6 @@ def test_a_fit_takes_its_odds_and_threshold_from_tracks():
   assert calibration_report.measure(shown)["confidence"]["expected_calibration_error"] < 0.03
   one = [sample for sample in samples if sample.video == "v0"]
   assert calibration_report.left_out(fitting, one) is None
-  assert fitting.fit(one).provenance["scaled_on"] == "the samples of the fit"
 
 
 def test_weights_come_from_crops():
@@ -269,40 +267,30 @@ def test_weights_come_from_crops():
   assert first > 20 * abs(second)
 
 
-def test_odds_are_no_surer_than_what_other_videos_bear_out():
+def test_every_video_counts_alike_in_odds_and_threshold():
   rng = np.random.default_rng(0)
 
-  def sample(kind, number, right):
-    # What is right shows in the first number a little, and plainly in one that is this video's own.
-    evidence = rng.normal(0, 1, 5)
-    evidence[0] += 0.5 if right else -0.5
-    evidence[1 + number] += 3.0 if right else -3.0
+  def sample(kind, video, right, mean=None):
+    mean = (1.0 if right else -1.0) if mean is None else mean
     return confidence_samples.Sample(
-      kind=kind, video=f"v{number}", evidence=evidence, score=0.5, is_right=right
+      kind=kind, video=video, evidence=rng.normal(mean, 1.0, 1), score=0.5, is_right=right
     )
 
-  samples = [
-    sample(kind, number, n % 2 == 0)
-    for kind in ("present", "free")
-    for number in range(4)
-    for n in range(200)
-  ]
+  crops = [sample(kind, "v0", kind == "present") for kind in ("present", "missed") * 200]
+  # The long one is right once in ten frames, the short one nine times.
+  long = [sample("free", "v0", n % 10 == 0) for n in range(4000)]
+  short = [sample("free", "v1", n % 10 != 0) for n in range(400)]
   fitting = calibration_report.Fitting(
-    signs={f"e{n}": 0 for n in range(5)},
-    l2=1e-2,
-    false_alarm_rate=0.05,
-    fitted_for={"search_factor": 4.0},
-    provenance={},
+    signs={"a": 1}, l2=1e-3, false_alarm_rate=0.3, fitted_for={}, provenance={}
   )
-
-  def mean_where_right(calibrator):
-    return calibrator.confidence(np.array([one.evidence for one in samples if one.is_right])).mean()
-
-  calibrator = fitting.fit(samples)
-  assert calibrator.provenance["scaled_on"] == "each video by the others"
-  assert 0.55 < mean_where_right(calibrator) < 0.85
-  # Scaled on the very samples that the weights were fitted on, all of them seem all but certain.
-  one_video = [dataclasses.replace(one, video="v0") for one in samples]
-  assert mean_where_right(fitting.fit(one_video)) > 0.9
-  report = calibration_report.measure(calibration_report.left_out(fitting, samples))
-  assert report["visible"]["false_alarm_rate"] < 0.1
+  calibrator = fitting.fit(crops + long + short)
+  # By hand: of two videos alike, as many frames are right as not, and N(1, 1) and N(-1, 1) have log odds 2 x.
+  weighing = calibrator.weighing()
+  assert weighing.weights[0] == pytest.approx(2, abs=0.15)
+  assert weighing.bias == pytest.approx(0, abs=0.15)
+  # Of the negatives nine in fourteen are the long video's; those of the short one, N(5, 1), are all surer.
+  short = [sample("free", "v1", n % 2 == 0, mean=5.0) for n in range(400)]
+  calibrator = fitting.fit(crops + long + short)
+  negatives = [one for one in short if not one.is_right]
+  alarms = calibration_report.rate(calibrator, negatives).visible.mean()
+  assert alarms == pytest.approx(0.3 * 14 / 5, abs=0.02)

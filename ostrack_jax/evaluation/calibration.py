@@ -36,6 +36,7 @@ def fit_logistic(
   l2: float,
   signs: Sequence[int] | None = None,
   targets: np.ndarray | None = None,
+  shares: np.ndarray | None = None,
 ) -> Fit:
   """Minimise the mean log loss plus l2 / 2 times the squared length of the standardised weights.
 
@@ -44,6 +45,7 @@ def fit_logistic(
     l2: the bias is not counted.
     signs: 1 or -1 for a weight that must not have the other sign, 0 for one that may; None for all free.
     targets: [n] probabilities to fit in place of the labels.
+    shares: [n] of samples in the mean loss, positive, of any sum; None for all alike.
 
   Raises:
     ValueError: there is only one label, or the optimiser finds no minimum.
@@ -58,13 +60,15 @@ def fit_logistic(
   scale = np.where(scale > 1e-9, scale, 1.0)
   standard = np.column_stack([(values - mean) / scale, np.ones(len(values))])
   wanted = labels.astype(np.float64) if targets is None else targets
+  shares = np.ones(len(values)) if shares is None else shares
+  shares = shares / shares.sum()
 
   def loss(weights):
     odds = standard @ weights
     slope = scipy.special.expit(odds) - wanted
-    mean_loss = np.mean(np.logaddexp(0, odds) - wanted * odds)
+    mean_loss = shares @ (np.logaddexp(0, odds) - wanted * odds)
     penalty = l2 * np.append(weights[:-1], 0)
-    return mean_loss + 0.5 * penalty @ weights, standard.T @ slope / len(values) + penalty
+    return mean_loss + 0.5 * penalty @ weights, standard.T @ (shares * slope) + penalty
 
   limits = {1: (0, None), -1: (None, 0), 0: (None, None)}
   bounds = [limits[sign] for sign in (*(signs or [0] * values.shape[1]), 0)]
@@ -81,7 +85,9 @@ def fit_logistic(
   return Fit(mean=mean, scale=scale, weights=found.x[:-1], bias=float(found.x[-1]))
 
 
-def platt_scaling(odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def platt_scaling(
+  odds: np.ndarray, labels: np.ndarray, shares: np.ndarray | None = None
+) -> tuple[float, float]:
   """Return (stretch, shift): stretch * odds + shift are calibrated log odds of these samples.
 
   Platt 1999: two numbers, fitted to (n+ + 1) / (n+ + 2) for positives and 1 / (n- + 2) for negatives, which
@@ -90,13 +96,14 @@ def platt_scaling(odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
   Args:
     odds: [n] log odds. labels: [n] bool.
+    shares: as of fit_logistic.
 
   Raises:
     ValueError: as fit_logistic.
   """
   positives = int(np.sum(labels))
   targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
-  platt = fit_logistic(odds[:, None], labels, l2=0.0, signs=[1], targets=targets)
+  platt = fit_logistic(odds[:, None], labels, l2=0.0, signs=[1], targets=targets, shares=shares)
   # Never zero, so that there is an order even where these samples bear out none.
   stretch = max(float(platt.weights[0] / platt.scale[0]), _LEAST_STRETCH)
   return stretch, platt.bias - stretch * float(platt.mean[0])
@@ -161,15 +168,34 @@ def reliability(confidences: np.ndarray, labels: np.ndarray, bins: int = _BINS) 
   return Reliability(confidence=confidence, accuracy=accuracy, counts=counts[held])
 
 
-def threshold_at(confidences: np.ndarray, labels: np.ndarray, false_alarm_rate: float) -> float:
+def threshold_at(
+  confidences: np.ndarray,
+  labels: np.ndarray,
+  false_alarm_rate: float,
+  shares: np.ndarray | None = None,
+) -> float:
   """Return the lowest threshold above which at most this share of the negatives lies.
+
+  Args:
+    shares: [n] that samples count for, positive, of any sum; None for all alike.
 
   Raises:
     ValueError: the rate lies outside [0, 1), or there is no negative.
   """
   if not 0 <= false_alarm_rate < 1:
     raise ValueError(f"a false-alarm rate of {false_alarm_rate} must lie between 0 and 1")
-  negatives = np.sort(np.asarray(confidences)[~np.asarray(labels, bool)])[::-1]
+  negative = ~np.asarray(labels, bool)
+  negatives = np.asarray(confidences)[negative]
   if not len(negatives):
     raise ValueError("there is no negative sample to choose a threshold by; take more videos")
-  return float(negatives[int(false_alarm_rate * len(negatives))])
+  order = np.argsort(-negatives, kind="stable")
+  above = np.cumsum(np.ones(len(order)) if shares is None else shares[negative][order])
+  # At most the last one, where rounding leaves all of them at the rate.
+  first = min(np.searchsorted(above, false_alarm_rate * above[-1], side="right"), len(order) - 1)
+  return float(negatives[order[first]])
+
+
+def shares_alike(groups: Sequence[str]) -> np.ndarray:
+  """Return [n] shares of samples by which each group counts as much as any other."""
+  _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+  return 1 / counts[group]

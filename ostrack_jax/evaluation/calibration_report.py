@@ -64,7 +64,7 @@ class Fitting:
   Attributes:
     signs: of confidence.evidence_signs.
     l2: of calibration.fit_logistic.
-    false_alarm_rate: share of track samples, not right, that may be called visible.
+    false_alarm_rate: share of track samples, not right, that may be called visible, each video counting alike.
     fitted_for, provenance: of the calibrator.
   """
 
@@ -78,54 +78,29 @@ class Fitting:
     """Return a calibrator: weights of crops, odds scaled to those of tracks, the threshold of those.
 
     Crops teach to order: each is another look, while a track's frames repeat each other. But where a tracker
-    looks, and how often it is right there, tracks alone say. Odds are scaled, and the threshold chosen, on what
-    weights fitted on the other videos say of each video: weights flatter the videos that they were fitted on.
-    With one video, or where the others' crops are all right or all wrong, there is nothing else, and provenance
-    says so.
+    looks, and how often it is right there, tracks alone say. In these two numbers, and in the threshold, every video
+    counts alike: a long one says no more of how tracking fails than a short one.
 
     Raises:
       ValueError: all samples are right, or none, among crops or among tracks.
     """
-    weighed = self._weigh(samples)
-    values, labels = _values(of_kinds(samples, TRACKS))
-    odds = self._odds_by_others(samples)
-    by_others = odds is not None
-    if odds is None:
-      odds = weighed.log_odds(values)
-    stretch, shift = calibration.platt_scaling(odds, labels)
-    scaled = weighed.scaled(stretch, shift)
-    confidences = scipy.special.expit(stretch * odds + shift)
+    crops, tracks = of_kinds(samples, PRESENCE), of_kinds(samples, TRACKS)
+    fit = calibration.fit_logistic(*_values(crops), self.l2, list(self.signs.values()))
+    values, labels = _values(tracks)
+    shares = calibration.shares_alike([sample.video for sample in tracks])
+    scaled = fit.scaled(*calibration.platt_scaling(fit.log_odds(values), labels, shares))
+    confidences = scipy.special.expit(scaled.log_odds(values))
     return Calibrator(
       features=tuple(self.signs),
       mean=tuple(scaled.mean.tolist()),
       scale=tuple(scaled.scale.tolist()),
       weights=tuple(scaled.weights.tolist()),
       bias=scaled.bias,
-      threshold=calibration.threshold_at(confidences, labels, self.false_alarm_rate),
+      threshold=calibration.threshold_at(confidences, labels, self.false_alarm_rate, shares),
       false_alarm_rate=self.false_alarm_rate,
       fitted_for=dict(self.fitted_for),
-      provenance=dict(self.provenance)
-      | {"samples": len(samples), "right": int(labels.sum())}
-      | {"scaled_on": "each video by the others" if by_others else "the samples of the fit"},
+      provenance=dict(self.provenance) | {"samples": len(samples), "right": int(labels.sum())},
     )
-
-  def _weigh(self, samples: Sequence[Sample]) -> calibration.Fit:
-    crops = of_kinds(samples, PRESENCE)
-    return calibration.fit_logistic(*_values(crops), self.l2, list(self.signs.values()))
-
-  def _odds_by_others(self, samples: Sequence[Sample]) -> np.ndarray | None:
-    """Return log odds of tracks' samples, each video's by the others' weights; None where those cannot be
-    fitted."""
-    tracks = of_kinds(samples, TRACKS)
-    values, odds = _values(tracks)[0], np.zeros(len(tracks))
-    for video in {sample.video for sample in tracks}:
-      try:
-        others = self._weigh([sample for sample in samples if sample.video != video])
-      except ValueError:
-        return None
-      own = np.array([sample.video == video for sample in tracks])
-      odds[own] = others.log_odds(values[own])
-    return odds
 
 
 def _values(samples: Iterable[Sample]) -> tuple[np.ndarray, np.ndarray]:

@@ -181,7 +181,6 @@ def train(
       f"train.max_minutes {settings.max_minutes:g} is for one process, whose clock decides; with "
       f"{jax.process_count()} set it to 0"
     )
-  everywhere = sharding.replicated(mesh)
   state = sharding.copy_everywhere(
     mesh, create_state(variables, optimizer, settings.seed, averaged=settings.ema_decay > 0)
   )
@@ -207,14 +206,13 @@ def train(
     ),
     settings,
     buckets=settings.elimination_buckets,
-    donate_argnums=0,
-    out_shardings=everywhere,
+    **sharding.train_step_options(mesh),
   )
   validation_steps = CompiledSteps(
     model,
     lambda m: step_lib.make_validation_step(m, loss_weights),
     settings,
-    out_shardings=everywhere,
+    out_shardings=sharding.replicated(mesh),
   )
   is_first_process = jax.process_index() == 0
   last_step = settings.epochs * steps_per_epoch

@@ -1,5 +1,7 @@
 """A fit finds the weights that made its labels, and each measure is its definition."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,29 @@ def test_the_threshold_gives_the_false_alarm_rate_it_was_asked_for(rate):
   threshold = calibration.threshold_at(confidences, labels, rate)
   alarms = np.mean(confidences[~labels] > threshold)
   assert rate - 1 / (~labels).sum() <= alarms <= rate
+
+
+def test_shares_are_samples_taken_so_many_times():
+  rng = np.random.default_rng(3)
+  values, times = rng.normal(size=(60, 2)), rng.integers(1, 5, 60)
+  labels = rng.random(60) < 1 / (1 + np.exp(-values[:, 0]))
+  odds, many = values[:, 0] * 3 - 1, functools.partial(np.repeat, repeats=times, axis=0)
+  # Their mean and scale are not weighed, so compare what comes out, without weight decay.
+  weighed = calibration.fit_logistic(values, labels, l2=0.0, shares=times / 7)
+  taken = calibration.fit_logistic(many(values), many(labels), l2=0.0)
+  np.testing.assert_allclose(weighed.log_odds(values), taken.log_odds(values), atol=1e-4)
+  confidences = rng.random(60)
+  for rate in (0.0, 0.1, 0.4):
+    assert calibration.threshold_at(
+      confidences, labels, rate, times / 7
+    ) == calibration.threshold_at(many(confidences), many(labels), rate)
+  # Platt's two numbers follow the side that counts for more.
+  unmoved, moved = (
+    calibration.platt_scaling(odds, labels, shares) for shares in (None, np.where(labels, 9.0, 1.0))
+  )
+  assert moved[1] > unmoved[1] + 1
+  shares = calibration.shares_alike(["b", "a", "b", "b"])
+  np.testing.assert_allclose(shares, [1 / 3, 1, 1 / 3, 1 / 3])
 
 
 def test_a_threshold_needs_negatives_and_a_rate():
