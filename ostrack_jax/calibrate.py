@@ -56,7 +56,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "crops", 64, "frames a video from which crops with and without the target are cut", 1, flag_values=FLAGS
 )  # fmt: skip
-flags.DEFINE_integer("starts", 8, "tracks a video to fit on, evenly spaced", 1, flag_values=FLAGS)
+flags.DEFINE_integer("starts", 16, "tracks a video to fit on, evenly spaced", 1, flag_values=FLAGS)
 flags.DEFINE_float(
   "centre_jitter", 3.0, "of crops around the target, as config.augmentation.search_centre_jitter", 0, flag_values=FLAGS
 )  # fmt: skip
