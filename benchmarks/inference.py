@@ -41,7 +41,7 @@ flags.DEFINE_enum("variant", "b", ["ti", "s", "b", "l"], "Model size.", flag_val
 flags.DEFINE_list("search_sizes", ["256", "384"], "Official models.", flag_values=FLAGS)
 flags.DEFINE_list("keep_ratios", ["0.7", "1.0"], "1 for no elimination.", flag_values=FLAGS)
 flags.DEFINE_list("batch_sizes", ["1", "64"], "Of the network alone.", flag_values=FLAGS)
-flags.DEFINE_string("dtype", None, "By default float16 on a GPU, else float32.", flag_values=FLAGS)
+flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32.", flag_values=FLAGS)
 flags.DEFINE_list(
   "rows", ["network", "step", "queued", "start"], "What to measure.", flag_values=FLAGS
 )
@@ -75,7 +75,7 @@ def median_ms(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 def make_model(search_size: int, keep_ratio: float) -> OSTrack:
   """Return the model to measure."""
-  default = "float16" if jax.default_backend() == "gpu" else "float32"
+  default = "bfloat16" if jax.default_backend() == "gpu" else "float32"
   return OSTrack(
     variant=FLAGS.variant,
     search_size=search_size,

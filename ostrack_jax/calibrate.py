@@ -51,7 +51,7 @@ flags.DEFINE_bool(
   "allow_missing", False, "leave out benchmark sequences that are incomplete", flag_values=FLAGS
 )
 flags.DEFINE_float(
-  "false_alarms", 0.05, "share of frames without the target in the box that may be called visible", 0, 0.999, flag_values=FLAGS
+  "false_alarms", 0.05, "share of frames without the target in the box that may be called visible, videos counting alike", 0, 0.999, flag_values=FLAGS
 )  # fmt: skip
 flags.DEFINE_integer(
   "crops", 64, "frames a video from which crops with and without the target are cut", 1, flag_values=FLAGS

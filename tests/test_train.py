@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -205,9 +206,10 @@ def test_folder_of_sequences_trains(config, tmp_path):
     ({"data.train": ("lasot_train",)}, "data set 'lasot_train' is not prepared"),
     ({"data.train": ("folder",)}, "set config.data.folder_roots"),
     ({"data.weights": (1.0, 2.0)}, "need as many weights"),
-    (
+    pytest.param(
       {"train.batch_size": 6, "train.pairs_per_epoch": 6},
       "batch size 6 is not divisible by 4 devices",
+      marks=pytest.mark.skipif(jax.device_count() != 4, reason="this test needs 4 devices"),
     ),
     ({"data.num_workers": -2}, "it must be -1, 0 or a number of processes"),
     ({"model.dtype": "float16"}, "float16 is for tracking: .* set bfloat16, or float32"),

@@ -96,7 +96,7 @@ def platt_scaling(
 
   Args:
     odds: [n] log odds. labels: [n] bool.
-    shares: as of fit_logistic.
+    shares: as of fit_logistic; the targets count samples.
 
   Raises:
     ValueError: as fit_logistic.

@@ -64,7 +64,8 @@ class Fitting:
   Attributes:
     signs: of confidence.evidence_signs.
     l2: of calibration.fit_logistic.
-    false_alarm_rate: share of track samples, not right, that may be called visible, each video counting alike.
+    false_alarm_rate: share of track samples, not right, that may be called visible, where the frames of every video
+      together count alike.
     fitted_for, provenance: of the calibrator.
   """
 
@@ -78,8 +79,9 @@ class Fitting:
     """Return a calibrator: weights of crops, odds scaled to those of tracks, the threshold of those.
 
     Crops teach to order: each is another look, while a track's frames repeat each other. But where a tracker
-    looks, and how often it is right there, tracks alone say. In these two numbers, and in the threshold, every video
-    counts alike: a long one says no more of how tracking fails than a short one.
+    looks, and how often it is right there, tracks alone say. In the factor and shift of the odds, and in the
+    threshold, every video counts alike: a long one says no more of how tracking fails than a short one. What
+    `measure` tells counts frames.
 
     Raises:
       ValueError: all samples are right, or none, among crops or among tracks.

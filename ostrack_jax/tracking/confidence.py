@@ -122,8 +122,8 @@ class Calibrator:
     mean, scale: of each in the samples it was fitted on.
     weights, bias: of the standardised evidence: log odds of the box being on the target.
     threshold: the target counts as visible where the confidence is above it.
-    false_alarm_rate: share of the samples without the target in the box that are above it, of the videos of the fit,
-      each counting alike.
+    false_alarm_rate: share that lies above it of the fit's track samples without the target in the box, where the
+      frames of every video together count alike.
     fitted_for: what it is good for: the checkpoint's `digest`, and of the tracker `elimination`,
       `search_factor` and `template_factor`.
     provenance: what it was fitted on, for people.

@@ -107,7 +107,7 @@ def test_shares_are_samples_taken_so_many_times():
   rng = np.random.default_rng(3)
   values, times = rng.normal(size=(60, 2)), rng.integers(1, 5, 60)
   labels = rng.random(60) < 1 / (1 + np.exp(-values[:, 0]))
-  odds, many = values[:, 0] * 3 - 1, functools.partial(np.repeat, repeats=times, axis=0)
+  many = functools.partial(np.repeat, repeats=times, axis=0)
   # Their mean and scale are not weighed, so compare what comes out, without weight decay.
   weighed = calibration.fit_logistic(values, labels, l2=0.0, shares=times / 7)
   taken = calibration.fit_logistic(many(values), many(labels), l2=0.0)
@@ -117,11 +117,18 @@ def test_shares_are_samples_taken_so_many_times():
     assert calibration.threshold_at(
       confidences, labels, rate, times / 7
     ) == calibration.threshold_at(many(confidences), many(labels), rate)
-  # Platt's two numbers follow the side that counts for more.
-  unmoved, moved = (
-    calibration.platt_scaling(odds, labels, shares) for shares in (None, np.where(labels, 9.0, 1.0))
-  )
-  assert moved[1] > unmoved[1] + 1
+
+
+def test_scaled_odds_follow_the_samples_that_count_for_more(drawn):
+  values, labels, _ = drawn
+  odds = calibration.fit_logistic(values, labels, l2=0.0).log_odds(values)
+  stretch, shift = calibration.platt_scaling(odds, labels, np.where(labels, 9.0, 1.0))
+  # Positives nine times over have nine times the odds.
+  assert stretch == pytest.approx(1, abs=0.02)
+  assert shift == pytest.approx(np.log(9), abs=0.05)
+
+
+def test_each_group_counts_as_much_as_any_other():
   shares = calibration.shares_alike(["b", "a", "b", "b"])
   np.testing.assert_allclose(shares, [1 / 3, 1, 1 / 3, 1 / 3])
 

