@@ -42,6 +42,15 @@ def _reference() -> pathlib.Path | None:
 
 
 @pytest.fixture
+def four_devices():
+  """Four devices to make a mesh of; without them the test is skipped."""
+  found = jax.devices()[:4]
+  if len(found) < 4:
+    pytest.skip(f"this test needs 4 devices; here are {len(found)}")
+  return found
+
+
+@pytest.fixture
 def xla_flags():
   """A function from a number of devices to XLA_FLAGS of another process, which compiles as this one does."""
   # Of a flag that is given twice the last one holds.

@@ -29,12 +29,10 @@ def _compiled(mesh):
   return compiled.as_text(), compiled(placed, batch), placed
 
 
-def test_the_options_change_no_number_and_give_up_the_state():
-  if len(jax.devices()) < 4:
-    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
+def test_the_options_change_no_number_and_give_up_the_state(four_devices):
   found = {}
   for count in (1, 4):
-    text, found[count], state = _compiled(sharding.make_mesh(jax.devices()[:count]))
+    text, found[count], state = _compiled(sharding.make_mesh(four_devices[:count]))
     assert ("all-reduce" in text) == (count > 1)
     assert all(one.is_fully_replicated for one in found[count])
     assert all(weight.is_deleted() for weight in state)

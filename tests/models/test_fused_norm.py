@@ -169,13 +169,11 @@ def test_the_network_has_the_same_gradients(dtype, rematerialise, tolerance, mon
   assert norm(difference) <= tolerance * norm(want[1]["backbone"])
 
 
-def test_devices_keep_their_samples_to_themselves():
-  if len(jax.devices()) < 4:
-    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
+def test_devices_keep_their_samples_to_themselves(four_devices):
   arrays, weights = _arrays((8, 5, 48), jnp.float32)
   ours = functools.partial(fused_norm.residual_norm, interpret=True)
   want = _gradients_and_results(ours, arrays, weights, jnp.float32)
-  mesh = sharding.make_mesh(jax.devices()[:4])
+  mesh = sharding.make_mesh(four_devices)
   by_sample = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   tokens, branch, *parameters = arrays
   placed = (

@@ -78,10 +78,8 @@ def test_combined_statistics_are_those_of_the_whole(groups, shards, offset):
   np.testing.assert_allclose(running["var"], 0.9 + 0.1 * var, rtol=1e-6)
 
 
-def test_devices_talk_once_a_row_of_layers():
-  if len(jax.devices()) < 4:
-    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
-  mesh = sharding.make_mesh(jax.devices()[:4])
+def test_devices_talk_once_a_row_of_layers(four_devices):
+  mesh = sharding.make_mesh(four_devices)
   module = head.CenterHead(16, jnp.dtype("float32"))
   features = np.random.default_rng(0).normal(size=(8, 4, 4, 12)).astype(np.float32)
   variables = jax.device_put(

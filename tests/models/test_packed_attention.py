@@ -56,12 +56,10 @@ def test_gradients_are_those_of_the_plain_operations():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
 
 
-def test_devices_keep_the_samples_that_they_have():
-  if len(jax.devices()) < 4:
-    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
+def test_devices_keep_the_samples_that_they_have(four_devices):
   packed = _packed(4, 9, 2, 16)
   want = packed_attention.attend_packed(2, True, packed)
-  mesh = sharding.make_mesh(jax.devices()[:4])
+  mesh = sharding.make_mesh(four_devices)
   placed = Branch(
     sharding.put_batch(mesh, {"product": packed.product})["product"],
     jax.device_put(packed.shift, sharding.replicated(mesh)),

@@ -45,18 +45,16 @@ def test_forced_lanes_give_the_trackers_boxes_in_any_batch_order_and_process(
 
 
 def test_lanes_over_devices_and_with_template_masks_give_the_trackers_boxes(
-  make_checkpoint, sequences
+  make_checkpoint, sequences, four_devices
 ):
-  if len(jax.devices()) != 4:
-    pytest.skip(f"this test needs 4 devices; here are {len(jax.devices())}")
   checkpoint = make_checkpoint(**SMALL, template_tokens="ground_truth_box")
-  tracker = lanes.LaneTracker(checkpoint, batch_size=4, groups=1, threads=2)
+  tracker = lanes.LaneTracker(checkpoint, batch_size=4, groups=1, threads=2, devices=four_devices)
   found = track(tracker, sequences)
   for sequence in sequences:
     boxes, _ = alone(checkpoint, sequence)
     np.testing.assert_allclose(found[sequence.name].boxes_xywh, boxes, atol=1e-3)
   with pytest.raises(ValueError, match="batch_size 6 is not divisible by 4 devices"):
-    lanes.LaneTracker(checkpoint, batch_size=6)
+    lanes.LaneTracker(checkpoint, batch_size=6, devices=four_devices)
 
 
 def free(sequence):
