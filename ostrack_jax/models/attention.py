@@ -55,7 +55,7 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
   Returns:
     [b, n, h, d]; rows of invalid tokens hold anything finite.
   """
-  batch, count, _, size = queries.shape
+  batch, size = queries.shape[0], queries.shape[-1]
   if bias is not None or not is_fused(batch, queries.dtype, size):
     mask = None if key_valid is None else key_valid[:, None, None, :]
     if queries.dtype == jnp.float16 and jax.default_backend() == "cpu":
@@ -64,19 +64,18 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
       mixed = jax.nn.dot_product_attention(*wide, bias=bias, mask=mask)
       return mixed.astype(jnp.float16)
     return jax.nn.dot_product_attention(queries, keys, values, bias=bias, mask=mask)
-  # cuDNN's backward pass refuses odd lengths.
+  if key_valid is None:
+    return _fused_for_gradients(queries, keys, values)
+  return _fused_even(queries, keys, values, key_valid.sum(axis=1, dtype=jnp.int32))
+
+
+def _fused_even(queries, keys, values, lengths):
+  """Attend with an even number of tokens, since cuDNN's backward pass refuses others."""
+  count = queries.shape[1]
   padding = ((0, 0), (0, count % 2), (0, 0), (0, 0))
-  lengths = None
-  if key_valid is not None:
-    lengths = key_valid.sum(axis=1, dtype=jnp.int32)
-  elif count % 2:
-    lengths = jnp.full((batch,), count, jnp.int32)
   if count % 2:
     queries, keys, values = (jnp.pad(x, padding) for x in (queries, keys, values))
-  if lengths is None and count % _KEY_TILE == _KEY_TILE // 2:
-    return _centred_for_gradients(queries, keys, values)
-  mixed = _fused(queries, keys, values, lengths)
-  return mixed[:, :count]
+  return _fused(queries, keys, values, lengths)[:, :count]
 
 
 def _fused(queries, keys, values, lengths=None):
@@ -91,18 +90,25 @@ def _fused(queries, keys, values, lengths=None):
 
 
 @jax.custom_vjp
-def _centred_for_gradients(queries, keys, values):
-  """Attend with kernels whose backward pass needs centred keys.
+def _fused_for_gradients(queries, keys, values):
+  """Attend to all tokens; where gradients are wanted, in a form that cuDNN's backward pass takes.
 
-  Gradients are those of plain keys: all keys' sum to 0, so none passes the mean. Where half a tile of keys is left
-  over, cuDNN's kernel on Hopper takes exp(-lse) for keys that are not there; below a log-sum-exp of -88 that overflows,
+  That is with an even number of tokens, and with centred keys where half a tile of them is left over. Gradients are
+  those of plain keys: all keys' sum to 0, so none passes the mean. With half a tile left over cuDNN's kernel on Hopper
+  takes exp(-lse) for keys that are not there; below a log-sum-exp of -88 that overflows,
   and the queries' gradients are NaN (pytorch issue 196678, which saw it with a mask; whether it needs one is not known).
   """
   return _fused(queries, keys, values)
 
 
-def _attend_centred(queries, keys, values):
-  return jax.vjp(_fused, queries, centred(keys), values)
+def _attend_for_gradients(queries, keys, values):
+  batch, count = queries.shape[:2]
+  if count % 2:
+    lengths = jnp.full((batch,), count, jnp.int32)
+    return jax.vjp(lambda *x: _fused_even(*x, lengths), queries, keys, values)
+  if count % _KEY_TILE == _KEY_TILE // 2:
+    keys = centred(keys)
+  return jax.vjp(_fused, queries, keys, values)
 
 
-_centred_for_gradients.defvjp(_attend_centred, lambda backward, gradient: backward(gradient))
+_fused_for_gradients.defvjp(_attend_for_gradients, lambda backward, gradient: backward(gradient))

@@ -1,4 +1,4 @@
-"""Attention's keys are centred where cuDNN's backward pass needs it, and nothing else changes by that."""
+"""Attention has the form that cuDNN's backward pass takes where gradients are wanted, and nothing else changes by that."""
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,53 @@ def test_keys_are_centred_where_half_a_tile_is_empty(monkeypatch, count, given_l
   assert (seen["lengths"] is not None) == given_lengths
   # The stand-in returns its keys, so theirs is the gradient.
   np.testing.assert_array_equal(backward(jnp.ones_like(keys))[1], jnp.ones_like(keys))
+
+
+def test_an_odd_number_of_tokens_is_padded_for_gradients_alone(monkeypatch):
+  plain, seen = jax.nn.dot_product_attention, []
+
+  def kernel(queries, keys, values, *, key_value_seq_lengths, query_seq_lengths, implementation):
+    assert implementation == "cudnn"
+    seen.append((keys.shape[1], key_value_seq_lengths))
+    lengths = {
+      "key_value_seq_lengths": key_value_seq_lengths,
+      "query_seq_lengths": query_seq_lengths,
+    }
+    return plain(queries, keys, values, **lengths)
+
+  tokens = _tokens(27)
+  expected, backward = jax.vjp(plain, *tokens)
+  monkeypatch.setattr(attention, "is_fused", lambda *_: True)
+  monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+  np.testing.assert_allclose(attention.attend(*tokens), expected, atol=1e-4)
+  assert seen == [(27, None)]
+  mixed, own_backward = jax.vjp(attention.attend, *tokens)
+  (count, lengths) = seen[-1]
+  assert count == 28
+  assert lengths.tolist() == [27, 27]
+  np.testing.assert_allclose(mixed, expected, atol=1e-4)
+  weights = jnp.cos(jnp.arange(mixed.size, dtype=jnp.float32)).reshape(mixed.shape)
+  for one, other in zip(own_backward(weights), backward(weights), strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels need CUDA")
+@pytest.mark.parametrize("count", [427, 343, 153])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_odd_numbers_of_tokens_run_on_a_gpu(count, dtype):
+  rng = np.random.default_rng(1)
+  tokens = [jnp.asarray(x, dtype) for x in rng.normal(size=(3, 8, count, 2, _SIZE))]
+
+  def run(attend, tokens):
+    loss = lambda *tokens: jnp.square(attend(*tokens).astype(jnp.float32)).sum()  # noqa: E731
+    return jax.jit(attend)(*tokens), *jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*tokens)
+
+  with jax.default_matmul_precision("highest"):
+    wide = run(jax.nn.dot_product_attention, [x.astype(jnp.float32) for x in tokens])
+  step = float(jnp.finfo(dtype).eps)
+  for one, other in zip(run(attention.attend, tokens), wide, strict=True):
+    largest = float(jnp.abs(other).max())
+    np.testing.assert_allclose(one.astype(jnp.float32), other, atol=4 * step * largest)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels need CUDA")
