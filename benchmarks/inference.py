@@ -4,7 +4,8 @@
   python -m benchmarks.inference --peer                 (and an equal network in PyTorch, which needs torch)
   python -m benchmarks.inference --rows=network --batch_sizes=1 --profile=runs/trace
 
-Random weights, ViT-B. Medians; every call is waited for. Ours and the peer take turns. The floor of the
+Random weights, ViT-B. Medians; every call is waited for. With and without elimination, and ours and the peer, take
+turns, since whoever comes first in a process is slower. The floor of the
 network is its weights read once, at the memory's speed, and its arithmetic at the device's peak.
 """
 
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
 
 # Not all of the GPU's memory is ours beside the peer.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -50,6 +52,7 @@ flags.DEFINE_float("seconds", 3.0, "Of every measurement.", 0.01, flag_values=FL
 flags.DEFINE_string("profile", "", "Folder for a trace of a few calls.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
+_Name = TypeVar("_Name", bound=Hashable)
 _WARM_UP = 5
 _TURNS = 3
 _BOX_XYWH = (600.0, 300.0, 90.0, 120.0)
@@ -57,9 +60,9 @@ _BOX_XYWH = (600.0, 300.0, 90.0, 120.0)
 _MEMORY_SPEEDS = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 
 
-def median_ms(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+def median_ms(steps: dict[_Name, Callable[[], object]]) -> dict[_Name, float]:
   """Return the median time of each step in milliseconds; they take turns."""
-  times: dict[str, list[float]] = {name: [] for name in steps}
+  times: dict[_Name, list[float]] = {name: [] for name in steps}
   for step in steps.values():
     for _ in range(_WARM_UP):
       step()
@@ -140,19 +143,21 @@ def tracking_step(model: OSTrack, variables) -> Callable[[], object]:
   return step
 
 
-def queued_ms(model: OSTrack, variables) -> float:
-  """Return the time of a frame of a known video, the next ones on their way to the device."""
-  tracker = make_tracker(model, variables)
+def queued_ms(trackers: dict[float, Tracker]) -> dict[float, float]:
+  """Return the time of a frame of a known video, the next ones on their way to the device; trackers take turns."""
   frames = random_frames()
-  tracker.init(frames[0], _BOX_XYWH)
-  list(tracker.follow(frames))
-  times = []
-  for _ in range(_TURNS):
-    count, began = 0, time.perf_counter()
-    for _ in tracker.follow(_until(began + FLAGS.seconds / _TURNS, frames)):
-      count += 1
-    times.append((time.perf_counter() - began) / count)
-  return 1e3 * statistics.median(times)
+  for tracker in trackers.values():
+    tracker.init(frames[0], _BOX_XYWH)
+  times: dict[float, list[float]] = {name: [] for name in trackers}
+  # The first turn compiles, and more than the first second is slower than what follows.
+  for turn in range(1 + _TURNS):
+    for name, tracker in trackers.items():
+      count, began = 0, time.perf_counter()
+      for _ in tracker.follow(_until(began + FLAGS.seconds / _TURNS, frames)):
+        count += 1
+      if turn:
+        times[name].append((time.perf_counter() - began) / count)
+  return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
 def _until(end: float, frames: np.ndarray) -> Iterator[np.ndarray]:
@@ -190,34 +195,72 @@ def seconds_to_first_box(model: OSTrack, variables) -> dict[str, float]:
   return seconds
 
 
-def measure_network(search_size: int, keep_ratio: float, model: OSTrack, variables) -> list[dict]:
-  """Measure the network alone, the peer beside it."""
-  rows = []
-  for batch_size in map(int, FLAGS.batch_sizes):
-    steps = {"ours": network_step(model, variables, batch_size)}
-    if FLAGS.peer:
-      from benchmarks import torch_peer
+def _network_rows(
+  search_size: int, models: dict[float, OSTrack], variables: dict[float, Any], batch_size: int
+) -> list[dict]:
+  """Measure the network alone by keep ratio, the peer beside it."""
+  steps = {
+    ("ours", ratio): network_step(model, variables[ratio], batch_size)
+    for ratio, model in models.items()
+  }
+  if FLAGS.peer:
+    from benchmarks import torch_peer
 
-      steps["peer"] = torch_peer.make_step(search_size, keep_ratio, batch_size)
-    found = median_ms(steps)
-    row: dict = {"row": "network", "search": search_size, "keep_ratio": keep_ratio}
-    row |= {"batch": batch_size, "ms": found["ours"], "ms_per_image": found["ours"] / batch_size}
-    text = f"network {search_size}, keep {keep_ratio:g}, batch {batch_size}: {found['ours']:.3f} ms"
+    steps |= {
+      ("peer", ratio): torch_peer.make_step(search_size, ratio, batch_size) for ratio in models
+    }
+  found, rows = median_ms(steps), []
+  for ratio, model in models.items():
+    ours = found["ours", ratio]
+    row: dict = {"row": "network", "search": search_size, "keep_ratio": ratio}
+    row |= {"batch": batch_size, "ms": ours, "ms_per_image": ours / batch_size}
+    text = f"network {search_size}, keep {ratio:g}, batch {batch_size}: {ours:.3f} ms"
     if batch_size > 1:
       text += f", {row['ms_per_image']:.4f} an image"
     if FLAGS.peer:
-      row |= {"peer_ms": found["peer"], "times_faster": found["peer"] / found["ours"]}
-      text += f"; PyTorch {found['peer']:.3f} ms, ours {row['times_faster']:.2f} times as fast"
+      peer = found["peer", ratio]
+      row |= {"peer_ms": peer, "times_faster": peer / ours}
+      text += f"; PyTorch {peer:.3f} ms, ours {row['times_faster']:.2f} times as fast"
     floor = floor_ms(model, batch_size)
     if floor is not None:
       row["floor_ms"] = floor
-      text += f"; floor {floor:.3f} ms, ours {found['ours'] / floor:.1f} times that"
+      text += f"; floor {floor:.3f} ms, ours {ours / floor:.1f} times that"
     print(text, flush=True)
     rows.append(row)
     if FLAGS.profile:
-      with jax.profiler.trace(f"{FLAGS.profile}/{search_size}-{keep_ratio:g}-{batch_size}"):
+      with jax.profiler.trace(f"{FLAGS.profile}/{search_size}-{ratio:g}-{batch_size}"):
         for _ in range(_WARM_UP):
-          steps["ours"]()
+          steps["ours", ratio]()
+  return rows
+
+
+def measure(search_size: int) -> list[dict]:
+  """Measure the rows of one search size, all keep ratios in turns."""
+  models = {ratio: make_model(search_size, ratio) for ratio in map(float, FLAGS.keep_ratios)}
+  variables = {
+    ratio: jax.block_until_ready(init_variables(model, 0)) for ratio, model in models.items()
+  }
+  rows: list[dict] = []
+  if "network" in FLAGS.rows:
+    for batch_size in map(int, FLAGS.batch_sizes):
+      rows += _network_rows(search_size, models, variables, batch_size)
+  found = {}
+  if "step" in FLAGS.rows:
+    steps = {ratio: tracking_step(model, variables[ratio]) for ratio, model in models.items()}
+    found["step"] = median_ms(steps)
+  if "queued" in FLAGS.rows:
+    found["queued"] = queued_ms(
+      {ratio: make_tracker(model, variables[ratio]) for ratio, model in models.items()}
+    )
+  titles = {"step": "whole step {}, keep {:g}: {:.3f} ms", "queued": "known video {}, keep {:g}: {:.3f} ms a frame"}  # fmt: skip
+  for name, by_ratio in found.items():
+    for ratio, milliseconds in by_ratio.items():
+      print(titles[name].format(search_size, ratio, milliseconds), flush=True)
+      rows.append({"row": name, "search": search_size, "keep_ratio": ratio, "ms": milliseconds})
+  if "start" in FLAGS.rows and search_size == 256 and 0.7 in models:
+    seconds = seconds_to_first_box(models[0.7], variables[0.7])
+    print("first box: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    rows.append({"row": "start", "search": search_size, "seconds": seconds})
   return rows
 
 
@@ -229,25 +272,7 @@ def main(argv: list[str]) -> None:
     raise SystemExit(f"benchmarks.inference: --rows {sorted(unknown)} unknown")
   device = jax.devices()[0]
   print(f"{device.device_kind}, jax {jax.__version__}")
-  rows = []
-  for search_size in map(int, FLAGS.search_sizes):
-    for keep_ratio in map(float, FLAGS.keep_ratios):
-      model = make_model(search_size, keep_ratio)
-      variables = jax.block_until_ready(init_variables(model, 0))
-      if "network" in FLAGS.rows:
-        rows += measure_network(search_size, keep_ratio, model, variables)
-      if "step" in FLAGS.rows:
-        milliseconds = median_ms({"ours": tracking_step(model, variables)})["ours"]
-        print(f"whole step {search_size}, keep {keep_ratio:g}: {milliseconds:.3f} ms", flush=True)
-        rows.append({"row": "step", "search": search_size, "keep_ratio": keep_ratio, "ms": milliseconds})  # fmt: skip
-      if "queued" in FLAGS.rows:
-        milliseconds = queued_ms(model, variables)
-        print(f"known video {search_size}, keep {keep_ratio:g}: {milliseconds:.3f} ms a frame", flush=True)  # fmt: skip
-        rows.append({"row": "queued", "search": search_size, "keep_ratio": keep_ratio, "ms": milliseconds})  # fmt: skip
-      if "start" in FLAGS.rows and (search_size, keep_ratio) == (256, 0.7):
-        seconds = seconds_to_first_box(model, variables)
-        print("first box: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
-        rows.append({"row": "start", "search": search_size, "seconds": seconds})
+  rows = [row for size in map(int, FLAGS.search_sizes) for row in measure(size)]
   if FLAGS.output:
     about = {"device": device.device_kind, "jax": jax.__version__, "rows": rows}
     write_text(pathlib.Path(FLAGS.output), json.dumps(about, indent=2) + "\n")
