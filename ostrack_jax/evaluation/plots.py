@@ -41,7 +41,7 @@ def _style(axes, title: str, x_label: str, y_label: str) -> None:
     axes.spines[side].set_visible(False)
 
 
-def _plot_curves(curves, score, thresholds, title, x_label, legend_at, path) -> None:
+def _plot_curves(curves, score, thresholds, title, x_label, path) -> None:
   if not curves:
     raise ValueError("there are no curves to plot; expected at least one label and curve")
   for label, curve in curves.items():
@@ -57,7 +57,8 @@ def _plot_curves(curves, score, thresholds, title, x_label, legend_at, path) -> 
   axes.set_xlim(thresholds[0], thresholds[-1])
   axes.set_ylim(0, 1.02)
   _style(axes, title, x_label, "share of frames")
-  axes.legend(loc=legend_at, frameon=True, framealpha=0.9, fontsize=9)
+  # Good curves leave one corner free and bad ones another.
+  axes.legend(loc="best", frameon=True, framealpha=0.9, fontsize=9)
   _save(figure, path)
 
 
@@ -73,7 +74,6 @@ def plot_success(curves: Mapping[str, np.ndarray], path: pathlib.Path, rule: str
     thresholds=declared.success_thresholds,
     title="Success (area under the curve)",
     x_label="overlap threshold",
-    legend_at="lower left",
     path=path,
   )
 
@@ -90,7 +90,6 @@ def plot_precision(curves: Mapping[str, np.ndarray], path: pathlib.Path, rule: s
     thresholds=declared.precision_thresholds,
     title=f"Precision ({'area under the curve' if declared.areas else 'at 20 pixels'})",
     x_label="centre error threshold, pixels",
-    legend_at="lower right",
     path=path,
   )
 
