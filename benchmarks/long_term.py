@@ -48,6 +48,8 @@ flags.DEFINE_string("dtype", None, "By default as load.", flag_values=FLAGS)
 flags.DEFINE_float("loss_odds", _DEFAULTS.loss_odds, "Of LongTermSettings.", flag_values=FLAGS)
 flags.DEFINE_integer("patience", _DEFAULTS.patience, "Likewise.", flag_values=FLAGS)
 flags.DEFINE_float("accept_odds", _DEFAULTS.accept_odds, "Likewise.", flag_values=FLAGS)
+flags.DEFINE_float("regain_odds", _DEFAULTS.regain_odds, "Likewise.", flag_values=FLAGS)
+flags.DEFINE_integer("regain_frames", _DEFAULTS.regain_frames, "Likewise.", flag_values=FLAGS)
 flags.DEFINE_integer("proof", _DEFAULTS.proof, "Likewise.", flag_values=FLAGS)
 flags.DEFINE_integer("windows", _DEFAULTS.windows, "Likewise.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON file to write; its picture beside it.", flag_values=FLAGS)
@@ -128,17 +130,18 @@ def measure_absence(run: Run, overlaps: np.ndarray, first: int, stop: int) -> di
 
   `held_before`: whether the box was right in the frame before. `found_after`: frames from its coming back
   until the box was right, 0 for at once, None for never. `found_at_end`: whether it is right 60 frames
-  later, or at the end. `false_finds`: times it counted as found while it was gone. `seen_while_gone`: share
-  of these frames called visible.
+  later, or at the end. `false_finds`: times it was said to be found, visible and no longer lost, while it was gone; an
+  end of doubt that is not visible is none. `seen_while_gone`: share of these frames called visible.
   """
   right = (overlaps > RIGHT_IOU) & ~run.lost
   behind = right[stop : stop + FRAMES_TO_FIND]
   gone = slice(first, stop)
+  found = run.lost[first - 1 : stop - 1] & ~run.lost[gone] & run.visible[gone]
   return {
     "held_before": bool(right[first - 1]),
     "found_after": int(behind.argmax()) if behind.any() else None,
     "found_at_end": bool(behind[-1]),
-    "false_finds": int((run.lost[first - 1 : stop - 1] & ~run.lost[gone]).sum()),
+    "false_finds": int(found.sum()),
     "lost_while_gone": float(run.lost[gone].mean()),
     "seen_while_gone": float(run.visible[gone].mean()),
     "mean_iou_behind": float(overlaps[stop:].mean()),
@@ -287,6 +290,8 @@ def _measure() -> None:
     loss_odds=FLAGS.loss_odds,
     patience=FLAGS.patience,
     accept_odds=FLAGS.accept_odds,
+    regain_odds=FLAGS.regain_odds,
+    regain_frames=FLAGS.regain_frames,
     proof=FLAGS.proof,
     windows=FLAGS.windows,
   )

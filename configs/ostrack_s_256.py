@@ -11,10 +11,10 @@
 
 trains on six DAVIS sequences, one of TinyTLP, one of VOT and still images; two DAVIS sequences and one of VOT
 are held out, for validation and for choosing the best checkpoint. docs/results.md says how well it tracks.
-Behind a colon: `long` for three times as many pairs, which the backbone learns from more slowly, `absent` for search
-regions without the target in a fifth of the pairs, so that the score falls when the target is gone, `no_ce` for no
-candidate elimination; several in this order, such as `long_absent_no_ce`. A data set of one video keeps its target in
-every pair, so that here it is a sixth of them in truth.
+Behind a colon: `long` for three times as many pairs, which the backbone learns from more slowly, with more drop path
+and a longer average of the weights, `absent` for search regions without the target in a fifth of the pairs, so that
+the score falls when the target is gone, `no_ce` for no candidate elimination; several in this order, such as
+`long_absent_no_ce`. A data set of one video keeps its target in every pair, so that here it is a sixth of them in truth.
 """
 
 from configs import common

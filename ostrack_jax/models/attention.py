@@ -103,11 +103,11 @@ def _fused_for_gradients(queries, keys, values):
 
 def _attend_for_gradients(queries, keys, values):
   batch, count = queries.shape[:2]
+  if (count + count % 2) % _KEY_TILE == _KEY_TILE // 2:
+    keys = centred(keys)
   if count % 2:
     lengths = jnp.full((batch,), count, jnp.int32)
     return jax.vjp(lambda *x: _fused_even(*x, lengths), queries, keys, values)
-  if count % _KEY_TILE == _KEY_TILE // 2:
-    keys = centred(keys)
   return jax.vjp(_fused, queries, keys, values)
 
 

@@ -26,10 +26,13 @@ class LongTermSettings:
   Odds are multiples of those of the calibrator's threshold, above which a target is visible.
 
   Attributes:
-    loss_odds: a target is lost when the geometric mean of its odds is at most this,
-    patience: over so many frames. Most trackers that are in doubt find back by themselves.
-    accept_odds: a target that is found where the tracker went on needs more than these; one that is found
-      elsewhere also as many as it had on average in frames in which it had more than these.
+    loss_odds: a target is lost when its odds are at most these, and were so in more than half
+    patience: of so many frames. Most trackers that are in doubt find back by themselves.
+    accept_odds: a target that is found where the tracker went on needs more than these in one frame; one that is
+      found elsewhere also as many as it had on average in frames in which it had more than these.
+    regain_odds: where the tracker went on doubt also ends, though the target may not count as visible yet, when the
+      geometric mean of its odds is more than this,
+    regain_frames: over so many frames.
     proof: a target that had them in fewer frames is not given up: it could not be found again either, and
       in video of a kind that the calibrator does not know none may have them.
     windows: places looked at in a frame while a target is lost, all in one forward.
@@ -38,9 +41,11 @@ class LongTermSettings:
     ValueError: a number out of range.
   """
 
-  loss_odds: float = 0.05
-  patience: int = 15
+  loss_odds: float = 0.01
+  patience: int = 25
   accept_odds: float = 1.3
+  regain_odds: float = 0.25
+  regain_frames: int = 3
   proof: int = 3
   windows: int = 16
 
@@ -51,7 +56,12 @@ class LongTermSettings:
       raise ValueError(
         f"accept_odds {self.accept_odds} must be at least 1: stricter than what is visible"
       )
-    for name in ("patience", "proof", "windows"):
+    if not self.loss_odds < self.regain_odds <= self.accept_odds:
+      raise ValueError(
+        f"regain_odds {self.regain_odds} must lie above loss_odds {self.loss_odds} and not above accept_odds "
+        f"{self.accept_odds}"
+      )
+    for name in ("patience", "regain_frames", "proof", "windows"):
       value = getattr(self, name)
       if not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} {value!r} must be a whole number, at least 1")
@@ -97,12 +107,14 @@ class _Loss:
   """A target that is sought.
 
   box_xywh: [4] where it was. windows: of search_windows. templates: the target's, for all windows.
+  log_odds: of the last frames since, where the tracker went on, at most settings.regain_frames.
   at: the window to look at next.
   """
 
   box_xywh: np.ndarray
   windows: np.ndarray
   templates: Templates
+  log_odds: collections.deque[float]
   at: int = 0
 
   def next_windows(self, count: int) -> np.ndarray:
@@ -116,7 +128,7 @@ class _Loss:
 class _Watched:
   """A target that is followed.
 
-  box_xywh: [4] where it was last visible. log_odds: of the last frames, at most settings.patience.
+  box_xywh: [4] where it was last visible, or doubt last ended. log_odds: of the last frames, at most settings.patience.
   sure: how many frames had settings.accept_odds. sure_log_odds: the sum of theirs.
   """
 
@@ -146,7 +158,10 @@ class Recovery:
       )
     self.settings = settings
     self._search = search
-    self._loss_below = _log_odds(calibrator.threshold) + math.log(settings.loss_odds)
+    below = _log_odds(calibrator.threshold) + math.log(settings.loss_odds)
+    # No odds are held to be lower than the least.
+    self._loss_below = max(below, _log_odds(0.0))
+    self._regain_above = _log_odds(calibrator.threshold) + math.log(settings.regain_odds)
     self._accept_above = with_odds(calibrator.threshold, settings.accept_odds)
     self._watched: dict[int, _Watched] = {}
 
@@ -183,9 +198,13 @@ class Recovery:
         return result, None
       factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
       windows = search_windows(watched.box_xywh, factor, np.shape(frame)[:2])
-      watched.loss = _Loss(box_xywh=watched.box_xywh, windows=windows, templates=templates)
+      log_odds = collections.deque[float](maxlen=self.settings.regain_frames)
+      watched.loss = _Loss(
+        box_xywh=watched.box_xywh, windows=windows, templates=templates, log_odds=log_odds
+      )
     loss = watched.loss
-    if self._is_accepted(result):
+    loss.log_odds.append(_log_odds(_confidence(result)))
+    if self._is_accepted(result) or self._is_regained(loss):
       return self._found(watched, result), None
     found = self._search.find(
       frame, loss.next_windows(self.settings.windows), loss.box_xywh[2:], loss.templates
@@ -194,14 +213,14 @@ class Recovery:
     # Less what a mean of equal numbers may be rounded by.
     usual = watched.sure_log_odds / watched.sure - _ROUNDING
     if self._is_accepted(best) and _log_odds(_confidence(best)) >= usual:
-      return self._found(watched, best), best.box_xywh
+      return self._found(watched, dataclasses.replace(best, visible=True)), best.box_xywh
     best = max(result, best, key=_confidence)
     return dataclasses.replace(best, box_xywh=loss.box_xywh.copy(), visible=False), None
 
   def _found(self, watched: _Watched, result: TrackResult) -> TrackResult:
     watched.box_xywh, watched.loss = result.box_xywh, None
     watched.log_odds.clear()
-    return dataclasses.replace(result, visible=True)
+    return result
 
   def _note(self, watched: _Watched, result: TrackResult) -> None:
     log_odds = _log_odds(_confidence(result))
@@ -215,7 +234,13 @@ class Recovery:
   def _is_given_up(self, watched: _Watched) -> bool:
     is_proven = watched.sure >= self.settings.proof
     is_judged = len(watched.log_odds) == self.settings.patience
-    return is_proven and is_judged and float(np.mean(watched.log_odds)) <= self._loss_below
+    doubtful = [log_odds <= self._loss_below for log_odds in watched.log_odds]
+    # A doubt that has passed condemns nobody.
+    return is_proven and is_judged and doubtful[-1] and sum(doubtful) > self.settings.patience / 2
+
+  def _is_regained(self, loss: _Loss) -> bool:
+    is_judged = len(loss.log_odds) == self.settings.regain_frames
+    return is_judged and float(np.mean(loss.log_odds)) > self._regain_above
 
   def _is_accepted(self, result: TrackResult) -> bool:
     return _confidence(result) > self._accept_above
@@ -227,6 +252,6 @@ def _confidence(result: TrackResult) -> float:
 
 
 def _log_odds(probability: float) -> float:
-  # One frame must not be able to condemn a whole track.
+  # One frame must not be able to keep a mean down.
   probability = min(max(probability, _LEAST), 1 - _LEAST)
   return math.log(probability / (1 - probability))

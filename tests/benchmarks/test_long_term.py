@@ -42,6 +42,9 @@ def test_a_find_while_it_is_gone_is_false():
   # Lost in 25 to 29, found in 30, lost anew, and found in 40, when it is back.
   run = _run(120, lost=[*range(25, 30), *range(35, 40)])
   assert long_term.measure_absence(run, _overlaps(120, []), 20, 40)["false_finds"] == 1
+  # Where doubt ends and the target does not count as visible, nothing was said to be found.
+  run.visible[30:40] = False
+  assert long_term.measure_absence(run, _overlaps(120, []), 20, 40)["false_finds"] == 0
 
 
 def test_absences_leave_room_before_and_behind():

@@ -91,6 +91,8 @@ def test_little_video_kinds_keep_the_schedule_in_shares_of_the_pairs(arg):
   assert config.optim.drop_epoch == 80
   # Three times the steps at a third of the rate move the backbone as far.
   assert config.optim.backbone_multiplier == (0.01 if "long" in arg else 0.03)
+  assert config.model.drop_path_rate == (0.2 if "long" in arg else 0.1)
+  assert train.ema_decay == (0.9998 if "long" in arg else 0.999)
   # 2.5 times the 322,000 pairs of the official code in the same time, or more.
   assert train.epochs * train.pairs_per_epoch >= 805_000
   assert config.data.validation not in config.data.train

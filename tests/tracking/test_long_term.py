@@ -85,6 +85,10 @@ def test_odds_are_multiplied():
     ({"loss_odds": 1.5}, "loss_odds 1.5"),
     ({"accept_odds": 0.9}, "accept_odds 0.9 must be at least 1"),
     ({"accept_odds": float("nan")}, "accept_odds nan"),
+    ({"regain_odds": 0.01}, r"regain_odds 0\.01 must lie above loss_odds 0\.01 and not above"),
+    ({"regain_odds": 1.4}, r"regain_odds 1\.4 .* not above accept_odds 1\.3"),
+    ({"regain_odds": float("nan")}, "regain_odds nan"),
+    ({"regain_frames": 0}, "regain_frames 0 must be a whole number"),
     ({"patience": 0}, "patience 0 must be a whole number, at least 1"),
     ({"proof": 0}, "proof 0 must be"),
     ({"windows": 0}, "windows 0 must be"),
@@ -130,39 +134,71 @@ def _watch(confidences, elsewhere=0.2, **settings):
   return [one for one, _ in said], search, recovery
 
 
-def test_a_target_is_lost_when_the_mean_odds_of_the_last_frames_are_low():
-  # Odds of the threshold are 1. The mean of 1/4, 1/16 and 1 is 1/4; 1/5, 1/17 and 1/2 as probabilities.
-  rule = {"patience": 3, "loss_odds": 0.26}
+def test_a_target_is_lost_when_the_odds_of_most_of_the_last_frames_are_low():
+  # Odds of the threshold are 1: 0.2 is a quarter of them, 1 / 17 a sixteenth.
+  rule = {"patience": 3, "loss_odds": 0.26, "regain_odds": 1.0}
   said, search, recovery = _watch([0.9, 0.8, 0.2, 1 / 17, 0.5], **rule)
-  assert recovery.is_lost(0) and len(search.asked) == 1
+  # Two of three in the fourth frame; in the fifth it is still sought.
+  assert recovery.is_lost(0) and len(search.asked) == 2
   # Frozen where it was last visible, which the threshold itself is not; the best of what is seen is told.
-  assert [one.box_xywh[0] for one in said] == [101, 102, 103, 104, 102]
+  assert [one.box_xywh[0] for one in said] == [101, 102, 103, 102, 102]
   assert [one.visible for one in said] == [True, True, False, False, False]
   assert said[-1].confidence == 0.5
   rule["loss_odds"] = 0.24
   said, search, recovery = _watch([0.9, 0.8, 0.2, 1 / 17, 0.5], **rule)
   assert not search.asked and not recovery.is_lost(0) and said[-1].box_xywh[0] == 105
+  # Half of them are not most.
+  assert not _watch([0.9, 0.8, 0.005, 0.005], patience=4)[1].asked
+  assert _watch([0.9, 0.005, 0.005, 0.005], patience=4)[1].asked
 
 
-def test_one_frame_alone_condemns_nobody():
+def test_few_frames_condemn_nobody():
   assert not _watch([0.9] * 9 + [0.0], patience=10)[1].asked
-  # Nor do a few after the start.
+  # Nor do those right after the start.
   assert not _watch([0.9, 0.0, 0.0], patience=10)[1].asked
+
+
+def test_a_doubt_that_has_passed_condemns_nobody():
+  # Most frames are doubtful once they are as many as it takes, but the last one is not.
+  assert not _watch([0.9, *[0.005] * 3, 0.55], patience=5)[1].asked
+  assert _watch([0.9, *[0.005] * 3, 0.55, 0.005], patience=5)[1].asked
+
+
+def test_doubt_ends_where_the_tracker_went_on_when_its_mean_odds_have_risen():
+  # Odds of 1/4, 1 and 1/2: their geometric mean is 1/2.
+  confidences = [0.9, 0.005, 0.005, 0.2, 0.5, 1 / 3, 0.3]
+  rule = {"patience": 1, "regain_frames": 3}
+  said, search, recovery = _watch(confidences, **rule, regain_odds=0.49)
+  assert [one.box_xywh[0] for one in said] == [101, 101, 101, 101, 101, 106, 107]
+  # It is followed, and still does not count as visible.
+  assert [one.visible for one in said] == [True, *[False] * 6] and not recovery.is_lost(0)
+  assert said[5].confidence == 1 / 3 and len(search.asked) == 4
+  said, _, recovery = _watch(confidences[:-1], **rule, regain_odds=0.51)
+  assert recovery.is_lost(0) and said[-1].box_xywh[0] == 101
+  # Lost anew, it is frozen where doubt had ended.
+  said, _, recovery = _watch([*confidences, 0.005], **rule, regain_odds=0.49)
+  assert recovery.is_lost(0) and said[-1].box_xywh[0] == 106
+  # Visible is what is above the threshold, though it be too little to be taken by itself.
+  said, _, recovery = _watch([*confidences[:5], 0.51], **rule, regain_odds=0.49)
+  assert said[-1].visible and not recovery.is_lost(0)
+  # Frames in front of the loss do not count.
+  said, _, recovery = _watch([0.9, 0.9, 0.005, 0.45, 0.45], **rule, regain_odds=0.2)
+  assert recovery.is_lost(0)
 
 
 def test_a_target_that_was_never_sure_is_not_given_up():
   # Odds of 2 are 2/3.
   rule = {"patience": 2, "accept_odds": 2.0}
-  said, search, _ = _watch([0.6, *[0.01] * 5], **rule)
+  said, search, _ = _watch([0.6, *[0.005] * 5], **rule)
   assert not search.asked and said[-1].box_xywh[0] == 106
-  assert _watch([0.7, *[0.01] * 5], **rule)[1].asked
+  assert _watch([0.7, *[0.005] * 5], **rule)[1].asked
   # Sure in so many frames, wherever they are.
-  assert not _watch([0.7, 0.6, 0.7, *[0.01] * 5], proof=3, **rule)[1].asked
-  assert len(_watch([0.7, 0.6, 0.7, 0.7, *[0.01] * 5], proof=3, **rule)[1].asked) == 4
+  assert not _watch([0.7, 0.6, 0.7, *[0.005] * 5], proof=3, **rule)[1].asked
+  assert len(_watch([0.7, 0.6, 0.7, 0.7, *[0.005] * 5], proof=3, **rule)[1].asked) == 4
 
 
 def test_what_is_sure_where_the_tracker_went_on_is_taken_without_looking_further():
-  said, search, recovery = _watch([0.9, 0.01, 0.6, 0.7, 0.01], patience=1, accept_odds=2.0)
+  said, search, recovery = _watch([0.9, 0.005, 0.6, 0.7, 0.005], patience=1, accept_odds=2.0)
   assert len(search.asked) == 3
   # Visible is not enough.
   assert [one.visible for one in said] == [True, False, False, True, False]
@@ -174,7 +210,7 @@ def test_what_is_sure_where_the_tracker_went_on_is_taken_without_looking_further
 def test_elsewhere_a_target_must_be_as_sure_as_it_was_on_average_when_it_was_sure():
   # Odds of 9, 3 and, not sure, 1/4: the geometric mean of the first two is 27 ** 0.5, a probability of 0.8386.
   rule = {"patience": 1, "loss_odds": 0.2, "accept_odds": 2.0}
-  confidences = [0.9, 0.75, 0.2, 0.01]
+  confidences = [0.9, 0.75, 0.2, 0.005]
   _, search, recovery = _watch(confidences, elsewhere=0.838, **rule)
   assert len(search.asked) == 1 and recovery.is_lost(0)
   said, _, recovery = _watch(confidences, elsewhere=0.839, **rule)
@@ -183,11 +219,11 @@ def test_elsewhere_a_target_must_be_as_sure_as_it_was_on_average_when_it_was_sur
 
 def test_frame_by_frame_all_regions_are_looked_at_and_then_again():
   every = search_windows((101, 100, 20, 20), 4.0, _SIZE)
-  _, search, _ = _watch([0.9, *[0.01] * 20], patience=1, windows=10)
+  _, search, _ = _watch([0.9, *[0.005] * 20], patience=1, windows=10)
   assert len(every) == 63 and [len(one) for one in search.asked] == [10] * 20
   np.testing.assert_array_equal(np.concatenate(search.asked)[: len(every)], every)
   np.testing.assert_array_equal(np.concatenate(search.asked)[len(every) : 2 * len(every)], every)
-  _, search, _ = _watch([0.9, 0.01], patience=1, windows=100)
+  _, search, _ = _watch([0.9, 0.005], patience=1, windows=100)
   assert len(search.asked[0]) == 63
 
 
@@ -200,7 +236,7 @@ def _patch_finder(calls):
     for region in np.asarray(search):
       ys, xs = np.nonzero((region[..., 0] > 150) & (region[..., 1] < 100))
       if not len(xs):
-        told.append([0.5, 0.5, 0.25, 0.25, 0.1, 0.01])
+        told.append([0.5, 0.5, 0.25, 0.25, 0.1, 0.005])
         continue
       size = len(region)
       low, high = (np.array([side(xs), side(ys)]) / size for side in (np.min, np.max))
@@ -255,21 +291,21 @@ def test_a_target_that_left_is_frozen_not_visible_and_found_elsewhere(
     results.append(tracked.results[0])
     lost.append(tracker.lost)
   assert all(one.visible for one in results[1:5])
-  # The mean of three frames, of which two without it, is above the threshold
-  assert lost[:7] == [()] * 7 and lost[7] == (0,)
+  # Two of three frames are most of them.
+  assert lost[:6] == [()] * 6 and lost[6] == (0,)
   back = lost.index((), 7)
   # 48 regions, of which 4 are looked at in a frame: all of them take 12 frames, and this one is not the last.
   assert 17 <= back < 27
-  for one in results[7:back]:
+  for one in results[6:back]:
     np.testing.assert_array_equal(one.box_xywh, results[4].box_xywh)
     assert one.visible is False and one.confidence < 0.5
   for one in results[back:]:
     np.testing.assert_allclose(one.box_xywh, (270, 190, 24, 20), atol=2)
     assert one.visible is True and one.confidence > 0.9
   # A forward of the ordinary lanes; two looks of 4 places, the first without a window, at one target's template.
-  assert [len(template) for template, _ in calls[6:9]] == [2, 4, 4]
-  template, window = calls[7]
-  assert (window == 1).all() and calls[8][1].min() < 0.5
+  assert [len(template) for template, _ in calls[5:8]] == [2, 4, 4]
+  template, window = calls[6]
+  assert (window == 1).all() and calls[7][1].min() < 0.5
   assert all((row == calls[6][0][0]).all() for row in template)
 
 
