@@ -107,7 +107,7 @@ def _attend_for_gradients(queries, keys, values):
     keys = centred(keys)
   if count % 2:
     lengths = jnp.full((batch,), count, jnp.int32)
-    return jax.vjp(lambda *x: _fused_even(*x, lengths), queries, keys, values)
+    return jax.vjp(lambda q, k, v: _fused_even(q, k, v, lengths), queries, keys, values)
   return jax.vjp(_fused, queries, keys, values)
 
 
