@@ -5,7 +5,8 @@
   python -m benchmarks.inference --rows=network --batch_sizes=1 --profile=runs/trace
 
 Random weights, ViT-B. Medians; every call is waited for, but for a known video. With and without elimination, and
-ours and the peer, take turns, for the first seconds of a known video are slower. The floor of the network is its weights read once, at the memory's speed, and its arithmetic at the device's peak.
+ours and the peer, take turns, for the first seconds of a known video are slower. The floor of the network is its
+weights read once, at the memory's speed, and its arithmetic at the device's peak.
 """
 
 import itertools
@@ -234,6 +235,16 @@ def _network_rows(
   return rows
 
 
+def _video_rows(row: str, search_size: int, found_ms: dict[float, float]) -> list[dict]:
+  title = {"step": "whole step", "queued": "frame of a known video"}[row]
+  for ratio, milliseconds in found_ms.items():
+    print(f"{title} {search_size}, keep {ratio:g}: {milliseconds:.3f} ms", flush=True)
+  return [
+    {"row": row, "search": search_size, "keep_ratio": ratio, "ms": milliseconds}
+    for ratio, milliseconds in found_ms.items()
+  ]
+
+
 def measure(search_size: int) -> list[dict]:
   """Measure the rows of one search size, all keep ratios in turns."""
   models = {ratio: make_model(search_size, ratio) for ratio in map(float, FLAGS.keep_ratios)}
@@ -244,19 +255,12 @@ def measure(search_size: int) -> list[dict]:
   if "network" in FLAGS.rows:
     for batch_size in map(int, FLAGS.batch_sizes):
       rows += _network_rows(search_size, models, variables, batch_size)
-  found = {}
   if "step" in FLAGS.rows:
     steps = {ratio: tracking_step(model, variables[ratio]) for ratio, model in models.items()}
-    found["step"] = median_ms(steps)
+    rows += _video_rows("step", search_size, median_ms(steps))
   if "queued" in FLAGS.rows:
-    found["queued"] = queued_ms(
-      {ratio: make_tracker(model, variables[ratio]) for ratio, model in models.items()}
-    )
-  titles = {"step": "whole step {}, keep {:g}: {:.3f} ms", "queued": "known video {}, keep {:g}: {:.3f} ms a frame"}  # fmt: skip
-  for name, by_ratio in found.items():
-    for ratio, milliseconds in by_ratio.items():
-      print(titles[name].format(search_size, ratio, milliseconds), flush=True)
-      rows.append({"row": name, "search": search_size, "keep_ratio": ratio, "ms": milliseconds})
+    trackers = {ratio: make_tracker(model, variables[ratio]) for ratio, model in models.items()}
+    rows += _video_rows("queued", search_size, queued_ms(trackers))
   if "start" in FLAGS.rows and search_size == 256 and 0.7 in models:
     seconds = seconds_to_first_box(models[0.7], variables[0.7])
     print("first box: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))

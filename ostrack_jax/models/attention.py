@@ -65,7 +65,7 @@ def attend(queries, keys, values, key_valid=None, bias=None) -> jax.Array:
       return mixed.astype(jnp.float16)
     return jax.nn.dot_product_attention(queries, keys, values, bias=bias, mask=mask)
   if key_valid is None:
-    return _fused_for_gradients(queries, keys, values)
+    return _fused_unmasked(queries, keys, values)
   return _fused_even(queries, keys, values, key_valid.sum(axis=1, dtype=jnp.int32))
 
 
@@ -90,7 +90,7 @@ def _fused(queries, keys, values, lengths=None):
 
 
 @jax.custom_vjp
-def _fused_for_gradients(queries, keys, values):
+def _fused_unmasked(queries, keys, values):
   """Attend to all tokens; where gradients are wanted, in a form that cuDNN's backward pass takes.
 
   That is with an even number of tokens, and with centred keys where half a tile of them is left over. Gradients are
@@ -101,7 +101,7 @@ def _fused_for_gradients(queries, keys, values):
   return _fused(queries, keys, values)
 
 
-def _attend_for_gradients(queries, keys, values):
+def _forward_of_unmasked(queries, keys, values):
   batch, count = queries.shape[:2]
   if (count + count % 2) % _KEY_TILE == _KEY_TILE // 2:
     keys = centred(keys)
@@ -111,4 +111,4 @@ def _attend_for_gradients(queries, keys, values):
   return jax.vjp(_fused, queries, keys, values)
 
 
-_fused_for_gradients.defvjp(_attend_for_gradients, lambda backward, gradient: backward(gradient))
+_fused_unmasked.defvjp(_forward_of_unmasked, lambda backward, gradient: backward(gradient))

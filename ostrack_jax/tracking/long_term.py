@@ -128,12 +128,13 @@ class _Loss:
 class _Watched:
   """A target that is followed.
 
-  box_xywh: [4] where it was last visible, or doubt last ended. log_odds: of the last frames, at most settings.patience.
+  box_xywh: [4] where it was last visible, or doubt last ended.
+  doubts: whether it had at most settings.loss_odds in the last frames, at most settings.patience.
   sure: how many frames had settings.accept_odds. sure_log_odds: the sum of theirs.
   """
 
   box_xywh: np.ndarray
-  log_odds: collections.deque[float]
+  doubts: collections.deque[bool]
   sure: int = 0
   sure_log_odds: float = 0.0
   loss: _Loss | None = None
@@ -158,17 +159,15 @@ class Recovery:
       )
     self.settings = settings
     self._search = search
-    below = _log_odds(calibrator.threshold) + math.log(settings.loss_odds)
-    # No odds are held to be lower than the least.
-    self._loss_below = max(below, _log_odds(0.0))
+    self._doubt_up_to = with_odds(calibrator.threshold, settings.loss_odds)
     self._regain_above = _log_odds(calibrator.threshold) + math.log(settings.regain_odds)
     self._accept_above = with_odds(calibrator.threshold, settings.accept_odds)
     self._watched: dict[int, _Watched] = {}
 
   def watch(self, number: int, box_xywh: np.ndarray) -> None:
     """Begin with an object, [4] pixels."""
-    log_odds = collections.deque[float](maxlen=self.settings.patience)
-    self._watched[number] = _Watched(box_xywh=box_xywh, log_odds=log_odds)
+    doubts = collections.deque[bool](maxlen=self.settings.patience)
+    self._watched[number] = _Watched(box_xywh=box_xywh, doubts=doubts)
 
   def forget(self, number: int) -> None:
     """End with an object."""
@@ -219,24 +218,23 @@ class Recovery:
 
   def _found(self, watched: _Watched, result: TrackResult) -> TrackResult:
     watched.box_xywh, watched.loss = result.box_xywh, None
-    watched.log_odds.clear()
+    watched.doubts.clear()
     return result
 
   def _note(self, watched: _Watched, result: TrackResult) -> None:
-    log_odds = _log_odds(_confidence(result))
-    watched.log_odds.append(log_odds)
+    watched.doubts.append(_confidence(result) <= self._doubt_up_to)
     if self._is_accepted(result):
       watched.sure += 1
-      watched.sure_log_odds += log_odds
+      watched.sure_log_odds += _log_odds(_confidence(result))
     if result.visible:
       watched.box_xywh = result.box_xywh
 
   def _is_given_up(self, watched: _Watched) -> bool:
     is_proven = watched.sure >= self.settings.proof
-    is_judged = len(watched.log_odds) == self.settings.patience
-    doubtful = [log_odds <= self._loss_below for log_odds in watched.log_odds]
+    is_judged = len(watched.doubts) == self.settings.patience
     # A doubt that has passed condemns nobody.
-    return is_proven and is_judged and doubtful[-1] and sum(doubtful) > self.settings.patience / 2
+    is_in_doubt = watched.doubts[-1] and sum(watched.doubts) > self.settings.patience / 2
+    return is_proven and is_judged and is_in_doubt
 
   def _is_regained(self, loss: _Loss) -> bool:
     is_judged = len(loss.log_odds) == self.settings.regain_frames

@@ -306,7 +306,7 @@ def test_a_target_that_left_is_frozen_not_visible_and_found_elsewhere(
   assert [len(template) for template, _ in calls[5:8]] == [2, 4, 4]
   template, window = calls[6]
   assert (window == 1).all() and calls[7][1].min() < 0.5
-  assert all((row == calls[6][0][0]).all() for row in template)
+  assert all((row == calls[5][0][0]).all() for row in template)
 
 
 @pytest.mark.parametrize("cut_on_device", [True, False])
