@@ -3,8 +3,8 @@
   python -m benchmarks.compare_dtypes --checkpoint=PATH --dataset=otb,folder --root=OTB,LaSOT --allow_missing
 
 Every frame's search region is cut around the annotated box before it, so that all types see the same
-pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. Then
-all track freely. Several data sets are one pool of frames. Of the comparison frame by
+pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. One at a time
+(--batch_size=1) they go through what tracks a single target, which has kernels of its own on some GPUs. Then all track freely. Several data sets are one pool of frames. Of the comparison frame by
 frame float32 is in full precision.
 """
 
@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,11 +24,12 @@ from ostrack_jax import boxes, command_line, loading
 from ostrack_jax.evaluation import benchmarks, report
 from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import head
-from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
-from ostrack_jax.tracking import frames, lanes, motion, sharing
+from ostrack_jax.models.ostrack import OSTrack
+from ostrack_jax.tracking import frames, lanes, motion, sharing, tracker
 from ostrack_jax.tracking.cutting import cut_search, cut_template, starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.tracker import tracking_factors
+from ostrack_jax.tracking.weights import prepare
 
 _NAME = "benchmarks.compare_dtypes"
 
@@ -97,17 +98,16 @@ def kept(removed: Sequence[np.ndarray], batch_size: int, cells: int) -> np.ndarr
 
 
 def forward(network: loading.Checkpoint) -> Callable:
-  """Return the jitted step from crops to boxes [b, 4] at the windowed map's maximum, as tracking takes them, and removed tokens."""
-  variables = jax.device_put(network.variables)
+  """Return the jitted step from crops to boxes [b, 4] and removed tokens, as tracking so many at once takes them."""
+  weights = jax.device_put(prepare(network.model, network.variables, FLAGS.batch_size))
   window = head.hann_window(network.model.search_grid)
 
   @jax.jit
-  def run(variables, template, search):
-    images = (normalise_images(template), normalise_images(search))
-    output = cast(OSTrackOutput, network.model.apply(variables, *images))
+  def run(weights, template, search):
+    output = tracker.forward(network.model, weights, template, search)
     return output.boxes_near(window), output.removed
 
-  return functools.partial(run, variables)
+  return functools.partial(run, weights)
 
 
 def from_annotated_boxes(
@@ -166,7 +166,7 @@ def from_annotated_boxes(
 def free_runs(network: loading.Checkpoint, videos: Sequence[benchmarks.Video]) -> dict[str, float]:
   """Track all sequences from their first boxes; return the success AUC of each."""
   devices = jax.local_device_count()
-  tracker = lanes.LaneTracker(
+  lane_tracker = lanes.LaneTracker(
     network,
     batch_size=-(-min(FLAGS.batch_size, len(videos)) // devices) * devices,
     threads=len(os.sched_getaffinity(0)),
@@ -174,9 +174,9 @@ def free_runs(network: loading.Checkpoint, videos: Sequence[benchmarks.Video]) -
   sequences = [
     LaneSequence(name=v.name, frames=v.frames, init_box_xywh=v.boxes_xywh[0]) for v in videos
   ]
-  plan = sharing.plan_lanes(sequences, [len(v.frames) for v in videos], tracker.lanes)
+  plan = sharing.plan_lanes(sequences, [len(v.frames) for v in videos], lane_tracker.lanes)
   found = {}
-  for run in tracker.track(plan):
+  for run in lane_tracker.track(plan):
     if run.error is not None:
       raise ValueError(f"sequence {run.sequence.name}: {run.error}")
     found[run.sequence.name] = run.boxes_xywh

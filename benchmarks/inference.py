@@ -34,7 +34,7 @@ from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import weights as weights_lib
-from ostrack_jax.tracking.tracker import locate, remember
+from ostrack_jax.tracking.tracker import fetch, locate, remember
 from ostrack_jax.training import cost
 from ostrack_jax.training.state import init_variables
 
@@ -90,7 +90,7 @@ def make_model(search_size: int, keep_ratio: float) -> OSTrack:
 
 def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], object]:
   """Return the network on crops that lie on the device, to boxes on the host."""
-  weights = jax.device_put(weights_lib.prepare(model, variables))
+  weights = jax.device_put(weights_lib.prepare(model, variables, batch_size))
   rng = np.random.default_rng(0)
   template, search = (
     jax.device_put(rng.integers(0, 256, (batch_size, side, side, 3), np.uint8))
@@ -98,7 +98,7 @@ def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], obj
   )
   window = jax.device_put(head.hann_window(model.search_grid))
   template = remember(model, weights, template)
-  return lambda: jax.device_get(locate(model, weights, template, search, window))
+  return lambda: fetch(locate(model, weights, template, search, window))
 
 
 def floor_ms(model: OSTrack, batch_size: int) -> float | None:

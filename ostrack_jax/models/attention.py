@@ -12,17 +12,22 @@ _KEY_TILE = 128
 
 
 @functools.cache
-def _has_kernels() -> bool:
-  """Return whether the default device is one of NVIDIA's from Ampere on; other GPUs lack the kernels."""
+def _capability() -> float:
+  """Return the compute capability of the default device, 0 for one that is not NVIDIA's."""
   device = jax.devices()[0]
   if device.platform != "gpu" or "cuda" not in device.client.platform_version.lower():
-    return False
-  return float(device.compute_capability) >= 8.0
+    return 0.0
+  return float(device.compute_capability)
 
 
 def has_kernels(dtype) -> bool:
-  """Return whether fused kernels can run: on CUDA, in half precision."""
-  return _has_kernels() and dtype in (jnp.bfloat16, jnp.float16)
+  """Return whether fused kernels can run: on CUDA from Ampere on, in half precision; other GPUs lack them."""
+  return _capability() >= 8.0 and dtype in (jnp.bfloat16, jnp.float16)
+
+
+def is_hopper() -> bool:
+  """Return whether the default device is an H100, an H200 or another of that kind."""
+  return 9.0 <= _capability() < 10.0
 
 
 def suits_batches(batch: int, dtype) -> bool:

@@ -17,6 +17,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ostrack_jax.models.attention import suits_batches
+from ostrack_jax.models.fused_products import RowSums
 
 _EPSILON = 1e-6
 # Rows that a program holds in registers at a time; a power of two.
@@ -38,9 +39,9 @@ class Branch(NamedTuple):
   shift: jax.Array
 
 
-def add(tokens, branch: Branch | None) -> jax.Array:
-  """Return tokens [b, n, d] with the branch added in float32, rounded once."""
-  if branch is None:
+def add(tokens, branch: Branch | RowSums | None) -> jax.Array:
+  """Return tokens [b, n, d] with the branch added in float32, rounded once; sums are of tokens that have theirs."""
+  if not isinstance(branch, Branch):
     return tokens
   added = branch.product.astype(jnp.float32) + branch.shift
   return (tokens.astype(jnp.float32) + added).astype(tokens.dtype)

@@ -197,6 +197,7 @@ class OSTrack(nn.Module):
     batch_norm_groups: int = 1,
     batch_norm_shards: int = 1,
     head_folded=None,
+    blocks_folded=None,
     encoded_template=None,
   ) -> OSTrackOutput:
     """Locate the template's target in the search region.
@@ -215,6 +216,7 @@ class OSTrack(nn.Module):
       batch_norm_shards: equal runs of the batch that lie on different devices, in training. The devices
         then tell each other BatchNorm's statistics in few words; numbers change by rounding alone.
       head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
+      blocks_folded: what fused_blocks.fold makes of the backbone's blocks, likewise; not in training.
       encoded_template: of encode_template, in place of template, which is then None; two-stream alone.
 
     Returns:
@@ -255,6 +257,7 @@ class OSTrack(nn.Module):
         attention_layers=tuple(attention_layers),
         feature_layers=tuple(feature_layers),
         train=train,
+        blocks_folded=blocks_folded,
       )
       related = features[:, -grid * grid :]
     search_features = related.reshape(search.shape[0], grid, grid, -1).astype(dtype)

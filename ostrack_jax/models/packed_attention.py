@@ -6,6 +6,7 @@ softmax between them. Each takes longer to start than to compute.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from ostrack_jax.models import attention
-from ostrack_jax.models.fused_norm import Branch, by_sample
+from ostrack_jax.models.fused_norm import by_sample
 
-# Tokens that a program answers, and that it looks at in one step; powers of two.
-_QUERIES = 32
-_KEYS = 128
+# Tokens that a program answers; a power of two.
+_QUERIES = 64
 _WARPS = 4
-_STAGES = 2
+# More tokens are many.
+_FEW = 512
+
+
+class _Steps(NamedTuple):
+  """How a program goes through the keys: so many in a step, a power of two, with so many steps on their way."""
+
+  keys: int
+  stages: int
+
+
+def _steps(count: int) -> _Steps:
+  return _Steps(64, 3) if count <= _FEW else _Steps(128, 2)
 
 
 def suits(batch: int, dtype, head_size: int) -> bool:
@@ -32,33 +44,46 @@ def suits(batch: int, dtype, head_size: int) -> bool:
   )
 
 
-def split_heads(packed: Branch, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Return queries, keys and values [b, n, h, d] of what packs them: product [b, n, 3 h d], shift [1, 1, 3 h d]."""
+class Packed(NamedTuple):
+  """Queries, keys and values of every head, product + shift.
+
+  Attributes:
+    product: [b, n, 3 h d].
+    shift: [1, 1, 3 h d] float32; None where it was added.
+  """
+
+  product: jax.Array
+  shift: jax.Array | None
+
+
+def split_heads(packed: Packed, num_heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return queries, keys and values, [b, n, h, d] each."""
   product, shift = packed
   batch, count, width = product.shape
-  added = product + shift.astype(product.dtype)
+  added = product if shift is None else product + shift.astype(product.dtype)
   added = added.reshape(batch, count, 3, num_heads, width // (3 * num_heads))
   return added[:, :, 0], added[:, :, 1], added[:, :, 2]
 
 
-def _plain(num_heads: int, packed: Branch):
+def _plain(num_heads: int, packed: Packed):
   mixed = jax.nn.dot_product_attention(*split_heads(packed, num_heads))
   return mixed.reshape(*packed.product.shape[:2], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def attend_packed(num_heads: int, interpret: bool, packed: Branch) -> jax.Array:
+def attend_packed(num_heads: int, interpret: bool, packed: Packed) -> jax.Array:
   """Attend, scaled by 1 / sqrt(d), every token to all of its sample.
 
   Args:
     num_heads: h; d a power of two, from 16 to 128.
     interpret: run the kernel's steps as plain operations, on any device; for tests.
-    packed: queries, keys and values of every head: product [b, n, 3 h d], shift [1, 1, 3 h d] float32.
+    packed: of all heads.
 
   Returns:
     [b, n, h d]. Gradients are those of the plain operations.
   """
-  return _call(num_heads, interpret)(packed.product, packed.shift.reshape(-1))[0]
+  shift = () if packed.shift is None else (packed.shift.reshape(-1),)
+  return _call(num_heads, interpret, bool(shift))(packed.product, *shift)[0]
 
 
 def _forward(num_heads, interpret, packed):
@@ -79,8 +104,10 @@ def _product(left, right, axis: int):
   return jax.lax.dot_general(left, right, along, preferred_element_type=jnp.float32)
 
 
-def _kernel(product_ref, bias_ref, mixed_ref, *, num_heads: int):
+def _kernel(product_ref, *refs, num_heads: int):
+  *shift_refs, mixed_ref = refs
   count, packed_width = product_ref.shape
+  keys = _steps(count).keys
   size = packed_width // (3 * num_heads)
   head = pl.program_id(1)
   rows = pl.program_id(2) * _QUERIES + jnp.arange(_QUERIES, dtype=jnp.int32)
@@ -90,14 +117,15 @@ def _kernel(product_ref, bias_ref, mixed_ref, *, num_heads: int):
     columns = (part * num_heads + head) * size + lanes
     at = product_ref.at[tokens[:, None], columns[None, :]]
     values = triton.load(at, mask=(tokens < count)[:, None], other=0.0)
-    shift = triton.load(bias_ref.at[columns]).astype(values.dtype)
-    return values + shift[None, :]
+    for shift_ref in shift_refs:
+      values += triton.load(shift_ref.at[columns]).astype(values.dtype)[None, :]
+    return values
 
   queries = load(0, rows)
 
   def look(step, so_far):
     mixed, total, largest = so_far
-    tokens = step * _KEYS + jnp.arange(_KEYS, dtype=jnp.int32)
+    tokens = step * keys + jnp.arange(keys, dtype=jnp.int32)
     logits = _product(queries, load(1, tokens), 1) * (1 / math.sqrt(size))
     logits = jnp.where((tokens < count)[None, :], logits, -jnp.inf)
     new_largest = jnp.maximum(largest, logits.max(axis=1))
@@ -112,17 +140,17 @@ def _kernel(product_ref, bias_ref, mixed_ref, *, num_heads: int):
     jnp.zeros((_QUERIES,), jnp.float32),
     jnp.full((_QUERIES,), -jnp.inf, jnp.float32),
   )
-  mixed, total, _ = jax.lax.fori_loop(0, pl.cdiv(count, _KEYS), look, start)
+  mixed, total, _ = jax.lax.fori_loop(0, pl.cdiv(count, keys), look, start)
   at = mixed_ref.at[rows[:, None], (head * size + lanes)[None, :]]
   mixed = (mixed / total[:, None]).astype(mixed_ref.dtype)
   triton.store(at, mixed, mask=(rows < count)[:, None])
 
 
 @functools.cache
-def _call(num_heads: int, interpret: bool):
-  """Return the function from (product, bias) to what was mixed; every device has its samples."""
+def _call(num_heads: int, interpret: bool, has_shift: bool):
+  """Return the function from (product, [shift]) to what was mixed; every device has its samples."""
 
-  def call(product, bias):
+  def call(product, *shift):
     batch, count, packed_width = product.shape
     width = packed_width // 3
     mixed = pl.pallas_call(
@@ -130,14 +158,14 @@ def _call(num_heads: int, interpret: bool):
       grid=(batch, num_heads, pl.cdiv(count, _QUERIES)),
       in_specs=[
         pl.BlockSpec((None, count, packed_width), lambda sample, head, block: (sample, 0, 0)),
-        pl.BlockSpec((packed_width,), lambda sample, head, block: (0,)),
+        *([pl.BlockSpec((packed_width,), lambda sample, head, block: (0,))] * has_shift),
       ],
       out_specs=pl.BlockSpec((None, count, width), lambda sample, head, block: (sample, 0, 0)),
       out_shape=jax.ShapeDtypeStruct((batch, count, width), product.dtype),
-      compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
+      compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_steps(count).stages),
       interpret=interpret,
       name="packed_attention",
-    )(product, bias)
+    )(product, *shift)
     return (mixed,)
 
-  return by_sample(call, ("b n e", "e"), ("b n d",))
+  return by_sample(call, ("b n e", "e")[: 1 + has_shift], ("b n d",))

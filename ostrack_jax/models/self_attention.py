@@ -64,7 +64,7 @@ class Attention(nn.Module):
       (Branch [b, n, width], [b, h, len(rows), n] float32 or None).
     """
     batch, count, _ = tokens.shape
-    packed = self.qkv(tokens, None)
+    packed = packed_attention.Packed(*self.qkv(tokens, None))
     queries, keys, values = packed_attention.split_heads(packed, self.num_heads)
     # Attention weights sum to 1, so this scales the result, in the pass that unpacks the values.
     values = scaled(values, None if scale is None else scale[..., None])

@@ -5,6 +5,7 @@ embedding unless asked for, exact (erf) GELU, LayerNorm epsilon 1e-6, final norm
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from ostrack_jax.models import candidates as candidates_lib
 from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
+from ostrack_jax.models.fused_blocks import FusedBlock
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
 from ostrack_jax.models.relative_positions import offset_index, offsets_left
 from ostrack_jax.models.row_major import row_major
@@ -217,8 +219,13 @@ class Backbone(nn.Module):
     attention_layers,
     feature_layers,
     train: bool,
+    blocks_folded=None,
   ):
     """Return (features [b, Nz+Nx, width], removed, attention, inner features); see OSTrack.__call__."""
+    # What a block leaves pending is a Branch to be added or, of fused ones, the sums of its tokens.
+    blocks: list[Any] = self.blocks
+    if blocks_folded is not None:
+      blocks = [FusedBlock(blocks_folded, layer, self.num_heads) for layer in range(self.depth)]
     z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
     x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
     if self.identity_embeddings:
@@ -238,7 +245,7 @@ class Backbone(nn.Module):
     offsets = self.offsets[None] if self.relative_positions else None
     removed, attention, inner = [], [], []
     drop_path = self._drop_path(tokens.shape[0], train)
-    for layer, (block, scales) in enumerate(zip(self.blocks, drop_path)):
+    for layer, (block, scales) in enumerate(zip(blocks, drop_path)):
       stage = self.elimination_layers.index(layer) if layer in self.elimination_layers else None
       eliminates = stage is not None and (
         keep_counts is not None or capacities[stage] < alive.index.shape[1]
@@ -280,7 +287,7 @@ class Backbone(nn.Module):
       if self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
 
-    _, tokens = self.norm(tokens, branch)
+    _, tokens = self.norm(tokens, None if blocks_folded is not None else branch)
     features = _on_grid(tokens, alive, num_z, num_x)
     return features, tuple(removed), tuple(attention), tuple(inner)
 

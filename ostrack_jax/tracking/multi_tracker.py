@@ -21,6 +21,7 @@ from ostrack_jax.tracking.result import (
 )
 from ostrack_jax.tracking.tracker import (
   advance,
+  fetch,
   locate,
   remember,
   template_mask,
@@ -70,7 +71,8 @@ class MultiTracker:
     self.max_objects = max_objects
     # Named, because variables from a training mesh lie on all its devices and would stay there.
     self._device = next(iter(jnp.zeros(()).devices()))
-    self._weights = jax.device_put(prepare(self.model, checkpoint.variables), self._device)
+    weights = prepare(self.model, checkpoint.variables, batch=max_objects)
+    self._weights = jax.device_put(weights, self._device)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), self._device)
     self.calibrator, self._weighing = confidence.on_device(
       checkpoint, self.search_factor, self.template_factor, self._device
@@ -89,7 +91,11 @@ class MultiTracker:
     )
     self._recovery = None
     if long_term is not None:
-      look = self.model, self._weights, self._window, self._weighing, self.search_factor
+      # Of another batch, and so perhaps of another form.
+      weights = prepare(self.model, checkpoint.variables, batch=long_term.windows)
+      same = weights.layout == self._weights.layout
+      weights = self._weights if same else jax.device_put(weights, self._device)
+      look = self.model, weights, self._window, self._weighing, self.search_factor
       search = WideSearch(*look, batch=long_term.windows, cut_on_device=self.cut_on_device)
       self._recovery = Recovery(long_term, self.calibrator, search)
     # On the device those of the frame handed to it last, here those found last.
@@ -229,7 +235,7 @@ class MultiTracker:
         frame, boxes_xywh[lane], self.model.search_size, self.search_factor, self._frame_size
       )
     search = jax.device_put(self._search, self._device)
-    found = jax.device_get(
+    found = fetch(
       locate(self.model, self._weights, template, search, self._window, mask, self._weighing)
     )
     boxes_xywh[taken] = motion.next_box(

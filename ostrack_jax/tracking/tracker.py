@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import time
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
@@ -63,7 +64,7 @@ def forward(
 ) -> OSTrackOutput:
   """Return what the network says; for use under jit. Arguments as for locate and the model."""
   variables = weights.unpack()
-  head_folded = variables.pop("head", None)
+  head_folded, blocks_folded = (variables.pop(name, None) for name in ("head", "blocks"))
   if model.is_two_stream:
     images, encoded = None, template
   else:
@@ -77,6 +78,7 @@ def forward(
       template_mask=template_mask,
       feature_layers=feature_layers,
       head_folded=head_folded,
+      blocks_folded=blocks_folded,
       encoded_template=encoded,
     ),
   )
@@ -135,6 +137,17 @@ def advance(
 def _told(box, said):
   told = jnp.concatenate([box, *(values[:, None] for values in said)], axis=1)
   return jax.device_put(told, jax.memory.Space.Host)
+
+
+def fetch(found: jax.Array) -> np.ndarray:
+  """Return what locate told, awake meanwhile on GPUs: to wake a thread takes a twentieth of a step.
+
+  Other threads go on; a processor is busy until the answer comes.
+  """
+  if any(device.platform == "gpu" for device in found.devices()):
+    while not found.is_ready():  # pyrefly: ignore[missing-attribute]
+      time.sleep(0)
+  return jax.device_get(found)
 
 
 def _check_found(found: np.ndarray) -> None:
@@ -201,7 +214,7 @@ class Tracker:
     self.model = checkpoint.model
     # Named, because variables from a training mesh lie on all its devices and would stay there.
     self._device = next(iter(jnp.zeros(()).devices()))
-    self._weights = jax.device_put(prepare(self.model, checkpoint.variables), self._device)
+    self._weights = jax.device_put(prepare(self.model, checkpoint.variables, batch=1), self._device)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), self._device)
     self.calibrator, self._weighing = confidence.on_device(
       checkpoint, self.search_factor, self.template_factor, self._device
@@ -243,7 +256,7 @@ class Tracker:
     search, resize_factor = cut_search(
       frame, state.box_xywh, self.model.search_size, self.search_factor, state.frame_size
     )
-    (found,) = jax.device_get(
+    (found,) = fetch(
       locate(
         self.model,
         self._weights,

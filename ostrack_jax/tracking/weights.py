@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ostrack_jax.models import folded_head
+from ostrack_jax.models import folded_head, fused_blocks
 from ostrack_jax.models.ostrack import OSTrack
 
 Path = tuple[str, ...]
+# What is made of parts of the variables.
+_FOLDED = ("head", "blocks")
 
 
 class TrackableCheckpoint(Protocol):
@@ -70,9 +72,10 @@ class TrackingWeights(flax.struct.PyTreeNode):
   layout: Layout = flax.struct.field(pytree_node=False)
 
   def unpack(self) -> dict[str, Any]:
-    """Return variables for model.apply, and under "head" what folded_head.fold made; for use under jit.
+    """Return variables for model.apply, under "head" what folded_head.fold made, and under "blocks" what
+    fused_blocks.fold made; for use under jit.
 
-    A head that cannot be folded is among the variables instead.
+    What was not folded is among the variables instead.
     """
     flat, start = dict(zip(self.layout.paths, self.arrays)), 0
     for path, shape in self.layout.packed:
@@ -83,17 +86,30 @@ class TrackingWeights(flax.struct.PyTreeNode):
 
 
 def _keeps_its_type(path: Path) -> bool:
-  # A folded head's are of their types already; SwinTrack's positions and the last layers of heads are float32.
+  # What is folded is of its types already; SwinTrack's positions and the last layers of heads are float32.
   return (
-    path[0] == "head" or "box_head" in path or any(part.endswith("_positions") for part in path)
+    path[0] in _FOLDED or "box_head" in path or any(part.endswith("_positions") for part in path)
   )
 
 
-def prepare(model: OSTrack, variables) -> TrackingWeights:
+def _fuses_blocks(model: OSTrack, batch: int | None) -> bool:
+  sizes = model.dimensions()
+  return (
+    batch is not None
+    and not model.is_two_stream
+    and not model.relative_positions
+    and fused_blocks.suits(batch, jnp.dtype(model.dtype), sizes["width"], sizes["num_heads"])
+  )
+
+
+def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeights:
   """Return what tracker.locate needs of {"params", "batch_stats"}, as numpy.
 
   Kernels and position tables, which the model casts to its type in every call, are cast here. Results
   are those of the model with the original variables; in half precision the head rounds less.
+
+  Args:
+    batch: crops in every call, if they are the same number always; a single one has blocks of its own on CUDA.
   """
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
@@ -104,9 +120,18 @@ def prepare(model: OSTrack, variables) -> TrackingWeights:
     params = dict(variables["params"])
     folded = folded_head.fold(params.pop("box_head"), variables["batch_stats"]["box_head"], dtype)
     parts = {"params": params, "head": folded}
+  if _fuses_blocks(model, batch):
+    depth = model.dimensions()["depth"]
+    backbone = parts["params"]["backbone"]
+    rest = {name: value for name, value in backbone.items() if not name.startswith("blocks_")}
+    parts = {
+      **parts,
+      "params": {**parts["params"], "backbone": rest},
+      "blocks": fused_blocks.fold(backbone, depth, dtype),
+    }
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
-    if path[-1] == "kernel" or path[-1].startswith("pos_embed"):
+    if path[0] == "blocks" or path[-1] == "kernel" or path[-1].startswith("pos_embed"):
       arrays[path] = value if _keeps_its_type(path) else value.astype(dtype)
     else:
       small[path] = value

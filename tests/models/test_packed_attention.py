@@ -34,7 +34,7 @@ def _by_hand(packed: Branch, num_heads: int) -> np.ndarray:
   return mixed.reshape(batch, count, -1)
 
 
-@pytest.mark.parametrize("count", [1, 32, 150])
+@pytest.mark.parametrize("count", [1, 32, 150, 520])
 def test_the_kernel_equals_attention_by_hand(count):
   packed = _packed(2, count, 2, 16)
   found = jax.jit(functools.partial(packed_attention.attend_packed, 2, True))(packed)
@@ -86,6 +86,7 @@ def test_the_network_is_the_same_with_the_kernel(monkeypatch):
     return packed_attention.attend_packed(num_heads, True, packed)
 
   class Kernels:
+    Packed = packed_attention.Packed
     split_heads = staticmethod(packed_attention.split_heads)
     suits = staticmethod(lambda batch, dtype, head_size: (batch, head_size) == (2, 16))
     attend_packed = staticmethod(attend)
@@ -99,14 +100,14 @@ def test_the_network_is_the_same_with_the_kernel(monkeypatch):
 
 
 def test_the_kernel_runs_on_cuda_alone_for_few_samples_in_half_precision(monkeypatch):
-  monkeypatch.setattr(attention, "_has_kernels", lambda: True)
+  monkeypatch.setattr(attention, "_capability", lambda: 8.0)
   assert packed_attention.suits(1, jnp.bfloat16, 64)
   assert not packed_attention.suits(8, jnp.bfloat16, 64)
   assert not packed_attention.suits(1, jnp.float32, 64)
   assert not packed_attention.suits(1, jnp.bfloat16, 48)
   # As with cuDNN's; larger heads were never run.
   assert not packed_attention.suits(1, jnp.bfloat16, 256)
-  monkeypatch.setattr(attention, "_has_kernels", lambda: False)
+  monkeypatch.setattr(attention, "_capability", lambda: 7.5)
   assert not packed_attention.suits(1, jnp.bfloat16, 64)
 
 

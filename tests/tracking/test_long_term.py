@@ -243,7 +243,7 @@ def _patch_finder(calls):
       centre = (low + high + 1 / size) / 2
       sure = 0.95 if np.abs(centre - 0.5).max() < 0.1 else 0.3
       told.append([*centre, *(high - low + 1 / size), 0.9, sure])
-    return np.array(told, np.float32)
+    return jnp.array(told, jnp.float32)
 
   return locate
 
@@ -255,7 +255,7 @@ def _see_patches(monkeypatch, calls):
   def advance(
     model, weights, template, mask, window, search, side, box_xywh, frame_size, weighing=None
   ):
-    told = locate(model, weights, template, search, window, mask, weighing)
+    told = np.asarray(locate(model, weights, template, search, window, mask, weighing))
     moved = motion.moved(told[:, :4], np.asarray(box_xywh), np.asarray(side)[:, None])
     box = boxes.clip_box_xywh(moved, *np.asarray(frame_size)).astype(np.float32)
     return jnp.asarray(box), np.concatenate([box, told[:, 4:]], axis=1)

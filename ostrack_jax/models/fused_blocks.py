@@ -1,0 +1,125 @@
+"""The backbone's blocks for tracking one target on CUDA: five kernels a block, and few arrays.
+
+The same numbers as vit.Block, up to rounding. For a single image the device works on some 190 kernels of a few
+microseconds, and half of them only add, normalise or activate. See fused_products for what becomes of these.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ostrack_jax.models import attention, packed_attention
+from ostrack_jax.models.candidates import template_attention
+from ostrack_jax.models.fused_products import (
+  Layers,
+  RowSums,
+  added_product,
+  normed_product,
+  row_sums,
+)
+
+# Of each block, in this order: how many times its width each puts out.
+_LINEAR = {"qkv": 3, "proj": 1, "fc1": 4, "fc2": 1}
+# All that the kernels can divide widths and inner widths by.
+_WIDTH_STEP = 64
+
+
+def suits(batch: int, dtype, width: int, num_heads: int) -> bool:
+  """Return whether these blocks can and should run: on a Hopper GPU, in half precision, for one sample.
+
+  Other GPUs have less memory in a processor than the tiles want; of several samples cuBLAS's products are faster.
+  """
+  return (
+    batch == 1
+    and attention.is_hopper()
+    and width % _WIDTH_STEP == 0
+    and packed_attention.suits(batch, dtype, width // num_heads)
+  )
+
+
+def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
+  """Fold the normalisations of a backbone's blocks into the kernels behind them.
+
+  A normalisation's scale multiplies the rows of the kernel behind it, and its bias becomes part of that layer's. A
+  token's mean is a number times a vector of ones, which a kernel whose columns sum to zero maps to nothing: so
+  the mean of each column is taken off, and only a token's deviation is left to be found.
+
+  Args:
+    params: of the backbone, float32.
+    depth: blocks.
+    dtype: that the kernels are stored in.
+
+  Returns:
+    qkv, proj, fc1, fc2: kernels [depth, k, e]. shifts: [depth, 9 d] float32, of these four one after another.
+  """
+  kernels: dict[str, list[np.ndarray]] = {name: [] for name in _LINEAR}
+  shifts = []
+  for layer in range(depth):
+    block = params[f"blocks_{layer}"]
+    norms = {"qkv": block["norm1"], "fc1": block["norm2"]}
+    for name in _LINEAR:
+      linear = block["attn" if name in ("qkv", "proj") else "mlp"][name]
+      kernel, shift = (np.asarray(linear[part], np.float32) for part in ("kernel", "bias"))
+      if name in norms:
+        scale, bias = (np.asarray(norms[name][part], np.float32) for part in ("scale", "bias"))
+        shift = shift + bias @ kernel
+        kernel = kernel * scale[:, None]
+        kernel = kernel - kernel.mean(axis=0)
+      kernels[name].append(kernel.astype(dtype))
+      shifts.append(shift)
+  folded = {name: np.stack(values) for name, values in kernels.items()}
+  return folded | {"shifts": np.concatenate(shifts).reshape(depth, -1)}
+
+
+class FusedBlock:
+  """A block with the two halves of vit.Block; what it leaves pending is not a branch but the stream's RowSums.
+
+  Args:
+    folded: of fold.
+    layer: which of its blocks.
+    num_heads: h.
+  """
+
+  def __init__(self, folded: Mapping[str, jax.Array], layer: int, num_heads: int):
+    self._layer, self._num_heads = layer, num_heads
+    self._interpret = not attention.has_kernels(folded["qkv"].dtype)
+    width, start = folded["proj"].shape[2], 0
+    self._layers: dict[str, Layers] = {}
+    for name, times in _LINEAR.items():
+      self._layers[name] = Layers(folded[name], folded["shifts"], start)
+      start += times * width
+
+  def attend(self, tokens, sums: RowSums | None, *, rows, key_valid, scale=None, offset_index=None):
+    """Return tokens with the attention added, their sums, and the attention rows asked for.
+
+    Raises:
+      ValueError: key_valid, scale or offset_index is given, of which these blocks know nothing.
+    """
+    if not (key_valid is None and scale is None and offset_index is None):
+      raise ValueError(
+        "fused blocks attend to all tokens alike; leave out key_valid, scale, offset_index"
+      )
+    packed = packed_attention.Packed(self._normed("qkv", tokens, sums, gelu=False), None)
+    mixed = packed_attention.attend_packed(self._num_heads, self._interpret, packed)
+    looks = None
+    if rows is not None:
+      queries, keys, _ = packed_attention.split_heads(packed, self._num_heads)
+      looks = template_attention(queries[:, jnp.asarray(rows)], keys)
+    return *self._added("proj", tokens, mixed), looks
+
+  def feed_forward(self, tokens, sums: RowSums | None, *, scale=None):
+    """Return tokens with the MLP added, and their sums."""
+    if scale is not None:
+      raise ValueError("fused blocks scale nothing; leave out scale")
+    return self._added("fc2", tokens, self._normed("fc1", tokens, sums, gelu=True))
+
+  def _normed(self, name: str, tokens, sums: RowSums | None, *, gelu: bool):
+    sums = row_sums(tokens) if sums is None else sums
+    layers = self._layers[name]
+    return normed_product(tokens, sums, layers, self._layer, gelu=gelu, interpret=self._interpret)
+
+  def _added(self, name: str, stream, x):
+    return added_product(stream, x, self._layers[name], self._layer, interpret=self._interpret)

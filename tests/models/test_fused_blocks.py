@@ -1,0 +1,179 @@
+"""Blocks of few kernels, run step by step, equal the model's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from small_network import make_images, make_model
+
+from ostrack_jax.models import attention, fused_blocks, fused_products
+from ostrack_jax.models.fused_products import Layers, Tile
+from ostrack_jax.training.state import init_variables
+
+_EPSILON = 1e-6
+
+
+def _with_all_parameters_at_work(model):
+  variables = init_variables(model, 0)
+  draw = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: x + draw.normal(0, 0.2, x.shape).astype(np.float32), variables["params"]
+  )
+  return {"params": params, "batch_stats": variables["batch_stats"]}
+
+
+@pytest.mark.parametrize("stages", [(), (0, 1)])
+def test_the_network_is_the_same(stages):
+  # A last stage whose tokens fill no tile of rows.
+  model = make_model(depth=3, elimination_layers=stages, keep_ratios=(0.5, 0.6)[: len(stages)])
+  variables = _with_all_parameters_at_work(model)
+  images, options = make_images(1), dict(attention_layers=(0, 2), feature_layers=(1,))
+  want = jax.jit(lambda: model.apply(variables, *images, **options))()
+  backbone = variables["params"]["backbone"]
+  folded = fused_blocks.fold(backbone, 3, jnp.float32)
+  # Nothing is read of the blocks themselves.
+  rest = {name: value for name, value in backbone.items() if not name.startswith("blocks_")}
+  variables["params"]["backbone"] = rest
+  found = jax.jit(lambda: model.apply(variables, *images, blocks_folded=folded, **options))()
+  assert len(want.removed) == len(stages)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), found, want)
+
+
+def test_columns_behind_a_normalisation_sum_to_zero():
+  model = make_model(depth=2)
+  variables = _with_all_parameters_at_work(model)
+  folded = fused_blocks.fold(variables["params"]["backbone"], 2, jnp.float32)
+  assert {name: value.shape for name, value in folded.items()} == {
+    "qkv": (2, 64, 192),
+    "proj": (2, 64, 64),
+    "fc1": (2, 64, 256),
+    "fc2": (2, 256, 64),
+    "shifts": (2, 9 * 64),
+  }
+  for name in ("qkv", "fc1"):
+    np.testing.assert_allclose(folded[name].sum(axis=1), 0, atol=1e-5)
+
+
+def _layers(inputs: int, outputs: int, start: int, dtype) -> Layers:
+  draw = np.random.default_rng(2)
+  kernels = draw.normal(0, inputs**-0.5, (2, inputs, outputs))
+  kernels -= kernels.mean(axis=1, keepdims=True)
+  shifts = draw.normal(size=(2, start + outputs))
+  return Layers(jnp.asarray(kernels, dtype), jnp.asarray(shifts, jnp.float32), start)
+
+
+def _tokens(count: int, width: int, dtype, seed: int):
+  draw = np.random.default_rng(seed)
+  return jnp.asarray(3 * draw.normal(size=(1, count, width)) + 0.5, dtype)
+
+
+def _linear(x, layers: Layers) -> np.ndarray:
+  shift = np.asarray(layers.shifts, np.float64)[1, layers.start :]
+  return x @ np.asarray(layers.kernels, np.float64)[1] + shift[: layers.kernels.shape[2]]
+
+
+def _normed_by_hand(tokens, layers: Layers, gelu: bool) -> np.ndarray:
+  x = np.asarray(tokens, np.float64)
+  x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + _EPSILON)
+  found = _linear(x, layers)
+  return found * scipy.special.ndtr(found) if gelu else found
+
+
+def _added_by_hand(stream, x, layers: Layers) -> np.ndarray:
+  return np.asarray(stream, np.float64) + _linear(np.asarray(x, np.float64), layers)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("count", [64, 70])
+def test_a_product_behind_a_normalisation(count, gelu):
+  tokens, layers = _tokens(count, 128, jnp.float32, 0), _layers(128, 192, 7, jnp.float32)
+  sums = fused_products.row_sums(tokens)
+  found = fused_products.normed_product(tokens, sums, layers, 1, gelu=gelu, interpret=True)
+  np.testing.assert_allclose(found, _normed_by_hand(tokens, layers, gelu), atol=1e-5)
+
+
+def test_a_product_that_ends_a_branch_and_its_sums():
+  stream, x = _tokens(70, 64, jnp.float32, 0), _tokens(70, 192, jnp.float32, 1)
+  layers = _layers(192, 64, 3, jnp.float32)
+  found, sums = fused_products.added_product(stream, x, layers, 1, interpret=True)
+  np.testing.assert_allclose(found, _added_by_hand(stream, x, layers), atol=1e-5)
+  whole = fused_products.row_sums(found)
+  # In as many parts as there are tiles of columns.
+  assert len(sums.sums) == 2 and len(whole.sums) == 1
+  for parts, want in zip(sums, whole):
+    np.testing.assert_allclose(parts.sum(axis=0), want[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("kind", "rows", "inputs", "outputs", "want"),
+  [
+    # 5 x 24 programs; with 12 rows of tiles none of 32 or 64 columns would run at once.
+    ("added", 320, 768, 768, Tile(64, 32, 128, 4, 6)),
+    ("added", 720, 3072, 768, Tile(64, 128, 128, 4, 4)),
+    ("normed", 320, 768, 2304, Tile(64, 128, 64, 4, 4)),
+    ("normed", 720, 768, 2304, Tile(128, 128, 64, 4, 4)),
+    # 6 x 24 are too many in any tile: the last.
+    ("normed_gelu", 720, 768, 3072, Tile(64, 128, 64, 8, 3)),
+    # Widths that no larger tile divides.
+    ("normed", 320, 192, 576, Tile(64, 64, 64, 4, 4)),
+    ("added", 320, 192, 192, Tile(64, 32, 64, 4, 6)),
+  ],
+)
+def test_all_programs_run_at_once_where_they_can(kind, rows, inputs, outputs, want):
+  assert fused_products._tile(kind, rows, inputs, outputs) == want
+
+
+def test_these_blocks_run_on_hopper_alone_for_one_sample_in_half_precision(monkeypatch):
+  monkeypatch.setattr(attention, "_capability", lambda: 9.0)
+  assert fused_blocks.suits(1, jnp.float16, 768, 12)
+  assert not fused_blocks.suits(2, jnp.float16, 768, 12)
+  assert not fused_blocks.suits(1, jnp.float32, 768, 12)
+  # What the tiles do not divide.
+  assert not fused_blocks.suits(1, jnp.float16, 96, 3)
+  for other in (8.0, 8.9, 12.0, 0.0):
+    monkeypatch.setattr(attention, "_capability", lambda other=other: other)
+    assert not fused_blocks.suits(1, jnp.float16, 768, 12)
+
+
+def test_what_these_blocks_cannot_do_is_refused():
+  model = make_model()
+  folded = fused_blocks.fold(init_variables(model, 0)["params"]["backbone"], 1, jnp.float32)
+  block = fused_blocks.FusedBlock(folded, 0, 2)
+  tokens = _tokens(20, 64, jnp.float32, 0)
+  with pytest.raises(ValueError, match="key_valid"):
+    block.attend(tokens, None, rows=None, key_valid=jnp.ones((1, 20), bool))
+  with pytest.raises(ValueError, match="scale"):
+    block.feed_forward(tokens, None, scale=jnp.ones((1, 1, 1)))
+
+
+_ON_HOPPER = pytest.mark.skipif(
+  jax.default_backend() != "gpu" or not attention.is_hopper(), reason="needs a Hopper GPU"
+)
+
+
+@_ON_HOPPER
+@pytest.mark.parametrize(
+  ("width", "count", "dtype"),
+  [(768, count, jnp.float16) for count in (1, 153, 320, 427, 548, 720)]
+  + [(384, 190, jnp.bfloat16), (192, 64, jnp.float16)],
+)
+def test_compiled_products_equal_those_by_hand(width, count, dtype):
+  # Of the type's rounding, relative to what is added up.
+  tolerance = dict(rtol=4 * float(jnp.finfo(dtype).eps), atol=4 * float(jnp.finfo(dtype).eps))
+  tokens = _tokens(count, width, dtype, 0)
+  sums = fused_products.row_sums(tokens)
+  for outputs, gelu in ((3 * width, False), (4 * width, True)):
+    layers = _layers(width, outputs, 5, dtype)
+    found = fused_products.normed_product(tokens, sums, layers, 1, gelu=gelu, interpret=False)
+    np.testing.assert_allclose(
+      np.asarray(found, np.float64), _normed_by_hand(tokens, layers, gelu), **tolerance
+    )
+  for inputs in (width, 4 * width):
+    x, layers = _tokens(count, inputs, dtype, 1), _layers(inputs, width, 5, dtype)
+    found, sums = fused_products.added_product(tokens, x, layers, 1, interpret=False)
+    np.testing.assert_allclose(
+      np.asarray(found, np.float64), _added_by_hand(tokens, x, layers), **tolerance
+    )
+    for parts, want in zip(sums, fused_products.row_sums(found)):
+      np.testing.assert_allclose(parts.sum(axis=0), want[0], rtol=1e-4, atol=1e-2)
