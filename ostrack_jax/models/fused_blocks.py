@@ -55,7 +55,7 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
   Returns:
     qkv, proj, fc1, fc2: kernels [depth, k, e]. shifts: [depth, 9 d] float32, of these four one after another.
   """
-  kernels: dict[str, list[np.ndarray]] = {name: [] for name in _LINEAR}
+  folded: dict[str, np.ndarray] = {}
   shifts = []
   for layer in range(depth):
     block = params[f"blocks_{layer}"]
@@ -67,10 +67,11 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
         scale, bias = (np.asarray(norms[name][part], np.float32) for part in ("scale", "bias"))
         shift = shift + bias @ kernel
         kernel = kernel * scale[:, None]
-        kernel = kernel - kernel.mean(axis=0)
-      kernels[name].append(kernel.astype(dtype))
+        kernel -= kernel.mean(axis=0)
+      if name not in folded:
+        folded[name] = np.empty((depth, *kernel.shape), dtype)
+      folded[name][layer] = kernel
       shifts.append(shift)
-  folded = {name: np.stack(values) for name, values in kernels.items()}
   return folded | {"shifts": np.concatenate(shifts).reshape(depth, -1)}
 
 
