@@ -4,7 +4,8 @@
 
 Every frame's search region is cut around the annotated box before it, so that all types see the same
 pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. One at a time
-(--batch_size=1) they go through what tracks a single target, which has kernels of its own on some GPUs. Then all track freely. Several data sets are one pool of frames. Of the comparison frame by
+(--batch_size=1) they go through what tracks a single target, which has kernels of its own on some GPUs. Then
+all track freely, through what evaluates many sequences. Several data sets are one pool of frames. Of the comparison frame by
 frame float32 is in full precision.
 """
 
@@ -28,7 +29,6 @@ from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import frames, lanes, motion, sharing, tracker
 from ostrack_jax.tracking.cutting import cut_search, cut_template, starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
-from ostrack_jax.tracking.tracker import tracking_factors
 from ostrack_jax.tracking.weights import prepare
 
 _NAME = "benchmarks.compare_dtypes"
@@ -98,12 +98,13 @@ def kept(removed: Sequence[np.ndarray], batch_size: int, cells: int) -> np.ndarr
 
 
 def forward(network: loading.Checkpoint) -> Callable:
-  """Return the jitted step from crops to boxes [b, 4] and removed tokens, as tracking so many at once takes them."""
+  """Return the jitted step from crops to boxes [b, 4] and removed tokens, through what tracks a batch of this size."""
   weights = jax.device_put(prepare(network.model, network.variables, FLAGS.batch_size))
   window = head.hann_window(network.model.search_grid)
 
   @jax.jit
   def run(weights, template, search):
+    template = tracker.remember(network.model, weights, template)
     output = tracker.forward(network.model, weights, template, search)
     return output.boxes_near(window), output.removed
 
@@ -115,7 +116,7 @@ def from_annotated_boxes(
 ) -> dict[str, Any]:
   """Compare what each type says of the same crops with what float32 says."""
   model = networks["float32"].model
-  factors = tracking_factors(networks["float32"])
+  factors = tracker.tracking_factors(networks["float32"])
   run = {name: forward(network) for name, network in networks.items()}
   found: dict[str, list] = {name: [] for name in networks}
   overlaps: dict[str, list] = {name: [] for name in networks}

@@ -141,7 +141,7 @@ def network_floor(network: loading.Checkpoint, batch_size: int) -> float:
   mask = None
   if model.template_tokens == "ground_truth_box":
     mask = np.ones((batch_size, (model.template_size // candidates.PATCH_SIZE) ** 2), bool)
-  weights = jax.device_put(prepare(model, network.variables))
+  weights = jax.device_put(prepare(model, network.variables, batch_size))
   window = jax.device_put(head.hann_window(model.search_grid))
   images[0] = remember(model, weights, images[0])
 

@@ -34,7 +34,8 @@ from ostrack_jax.evaluation.results import write_text
 from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import weights as weights_lib
-from ostrack_jax.tracking.tracker import fetch, locate, remember
+from ostrack_jax.tracking.tracker import locate, remember
+from ostrack_jax.tracking.waiting import fetch
 from ostrack_jax.training import cost
 from ostrack_jax.training.state import init_variables
 

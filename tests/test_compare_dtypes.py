@@ -3,9 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+from small_network import make_model
 
 from benchmarks import compare_dtypes
 from ostrack_jax import loading
+from ostrack_jax.training.state import init_variables
 
 
 @pytest.fixture
@@ -49,6 +51,18 @@ def test_a_network_that_keeps_all_is_compared_without_stages(root, monkeypatch):
   assert compared["frames"] == 5
   for half in compare_dtypes.HALVES:
     assert compared["against_float32"][half]["kept_in_common_by_stage"] == []
+
+
+def test_two_streams_are_compared_too(root):
+  _flags(root)
+  (video,) = compare_dtypes.find_videos()
+  model = make_model(relation="stark", elimination_layers=(), keep_ratios=())
+  factors = {"template_factor": 2.0, "search_factor": 4.0}
+  network = loading.Checkpoint(model, init_variables(model, 0), {"tracker": factors})
+  compared = compare_dtypes.from_annotated_boxes(
+    dict.fromkeys(compare_dtypes.DTYPES, network), [video]
+  )
+  assert compared["against_float32"]["float16"]["px_apart"]["99th percentile"] == 0
 
 
 @pytest.mark.parametrize(

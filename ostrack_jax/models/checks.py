@@ -97,11 +97,16 @@ def check_call(
   feature_layers,
   batch_norm_groups: int,
   batch_norm_shards: int,
+  blocks_folded,
   encoded_template,
 ) -> None:
   """Raise ValueError where the arguments of OSTrack.__call__ do not fit the model or each other."""
   batch, grid = search.shape[0], model.template_size // candidates.PATCH_SIZE
   _check_images("search", search, model.search_size, batch)
+  if blocks_folded is not None and model.is_two_stream:
+    raise ValueError(
+      f"blocks_folded is of one-stream trackers alone; relation is {model.relation!r}"
+    )
   if (encoded_template is None) == (template is None):
     raise ValueError("give either template or encoded_template")
   if encoded_template is None:

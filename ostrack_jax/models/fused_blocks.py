@@ -1,6 +1,6 @@
-"""The backbone's blocks for tracking one target on CUDA: five kernels a block, and few arrays.
+"""The backbone's blocks for tracking one target on Hopper GPUs: five kernels a block, and few arrays.
 
-The same numbers as vit.Block, up to rounding. For a single image the device works on some 190 kernels of a few
+The same numbers as vit.Block, up to rounding. For a single image the device works on some 200 kernels of a few
 microseconds, and half of them only add, normalise or activate. See fused_products for what becomes of these.
 """
 
@@ -23,14 +23,15 @@ from ostrack_jax.models.fused_products import (
 
 # Of each block, in this order: how many times its width each puts out.
 _LINEAR = {"qkv": 3, "proj": 1, "fc1": 4, "fc2": 1}
-# All that the kernels can divide widths and inner widths by.
+# Widths must be multiples of this.
 _WIDTH_STEP = 64
 
 
 def suits(batch: int, dtype, width: int, num_heads: int) -> bool:
   """Return whether these blocks can and should run: on a Hopper GPU, in half precision, for one sample.
 
-  Other GPUs have less memory in a processor than the tiles want; of several samples cuBLAS's products are faster.
+  Older GPUs have less memory in a processor than the tiles want, and newer ones were never tried; of several samples
+  cuBLAS's products are faster.
   """
   return (
     batch == 1
@@ -54,6 +55,9 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
 
   Returns:
     qkv, proj, fc1, fc2: kernels [depth, k, e]. shifts: [depth, 9 d] float32, of these four one after another.
+
+  Raises:
+    ValueError: the width is no multiple of 64.
   """
   folded: dict[str, np.ndarray] = {}
   shifts = []
@@ -63,6 +67,8 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
     for name in _LINEAR:
       linear = block["attn" if name in ("qkv", "proj") else "mlp"][name]
       kernel, shift = (np.asarray(linear[part], np.float32) for part in ("kernel", "bias"))
+      if len(kernel) % _WIDTH_STEP:
+        raise ValueError(f"fused blocks need a width that is a multiple of 64, not {len(kernel)}")
       if name in norms:
         scale, bias = (np.asarray(norms[name][part], np.float32) for part in ("scale", "bias"))
         shift = shift + bias @ kernel

@@ -40,7 +40,7 @@ class Branch(NamedTuple):
 
 
 def add(tokens, branch: Branch | RowSums | None) -> jax.Array:
-  """Return tokens [b, n, d] with the branch added in float32, rounded once; sums are of tokens that have theirs."""
+  """Return tokens [b, n, d] with the branch added in float32, rounded once; RowSums say that nothing is left to add."""
   if not isinstance(branch, Branch):
     return tokens
   added = branch.product.astype(jnp.float32) + branch.shift

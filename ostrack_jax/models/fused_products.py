@@ -18,7 +18,7 @@ _EPSILON = 1e-6
 
 
 class Tile(NamedTuple):
-  """What a program computes, and how: powers of two.
+  """What a program computes, and how; all but the stages powers of two.
 
   Attributes:
     rows, columns: of the result.
@@ -34,9 +34,9 @@ class Tile(NamedTuple):
   stages: int
 
 
-# Of a Hopper GPU.
+# Of an H200, and of an H100 with SXM.
 _PROCESSORS = 132
-# By what surrounds the product, the smallest first: the fastest of some twenty each, at 153 to 720 rows on an H200.
+# By what surrounds the product, in the order of preference: the fastest of some twenty each, at 153 to 720 rows on an H200.
 _TILES = {
   "normed": (Tile(64, 128, 64, 4, 4), Tile(128, 128, 64, 4, 4)),
   "normed_gelu": (Tile(64, 128, 128, 8, 4), Tile(64, 128, 64, 8, 3)),
@@ -271,7 +271,7 @@ def added_product(stream, x, layers: Layers, layer: int, *, interpret: bool):
 
 
 def _tile(kind: str, rows: int, inputs: int, outputs: int) -> Tile:
-  """Return how to divide a product among programs: by the first of its tiles with which all run at once.
+  """Return how to divide a product among programs: by the first of its tiles with which all run at once, else by the last.
 
   A program waits for the memory more than it computes: few rows want small tiles, so that all processors wait.
   """

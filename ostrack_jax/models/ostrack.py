@@ -236,6 +236,7 @@ class OSTrack(nn.Module):
       feature_layers=feature_layers,
       batch_norm_groups=batch_norm_groups,
       batch_norm_shards=batch_norm_shards,
+      blocks_folded=blocks_folded,
       encoded_template=encoded_template,
     )
     dtype = jnp.dtype(self.dtype)

@@ -19,7 +19,7 @@ from ostrack_jax.models.fused_norm import by_sample
 # Tokens that a program answers; a power of two.
 _QUERIES = 64
 _WARPS = 4
-# More tokens are many.
+# More tokens than these, of which 190 to 320 and 720 were tried, are faster in fewer and larger steps.
 _FEW = 512
 
 

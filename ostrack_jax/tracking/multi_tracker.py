@@ -21,13 +21,12 @@ from ostrack_jax.tracking.result import (
 )
 from ostrack_jax.tracking.tracker import (
   advance,
-  fetch,
   locate,
   remember,
   template_mask,
   tracking_factors,
 )
-from ostrack_jax.tracking.weights import TrackableCheckpoint, prepare
+from ostrack_jax.tracking.weights import TrackableCheckpoint, fuses_blocks, prepare
 from ostrack_jax.tracking.wide_search import Templates, WideSearch
 
 # Where cutting takes nothing from the network.
@@ -91,10 +90,10 @@ class MultiTracker:
     )
     self._recovery = None
     if long_term is not None:
-      # Of another batch, and so perhaps of another form.
-      weights = prepare(self.model, checkpoint.variables, batch=long_term.windows)
-      same = weights.layout == self._weights.layout
-      weights = self._weights if same else jax.device_put(weights, self._device)
+      batches, weights = (max_objects, long_term.windows), self._weights
+      if len({fuses_blocks(self.model, batch) for batch in batches}) > 1:
+        weights = prepare(self.model, checkpoint.variables, batch=long_term.windows)
+        weights = jax.device_put(weights, self._device)
       look = self.model, weights, self._window, self._weighing, self.search_factor
       search = WideSearch(*look, batch=long_term.windows, cut_on_device=self.cut_on_device)
       self._recovery = Recovery(long_term, self.calibrator, search)
@@ -235,7 +234,7 @@ class MultiTracker:
         frame, boxes_xywh[lane], self.model.search_size, self.search_factor, self._frame_size
       )
     search = jax.device_put(self._search, self._device)
-    found = fetch(
+    found = jax.device_get(
       locate(self.model, self._weights, template, search, self._window, mask, self._weighing)
     )
     boxes_xywh[taken] = motion.next_box(

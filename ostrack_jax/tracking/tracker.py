@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import time
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
@@ -23,6 +22,7 @@ from ostrack_jax.tracking.cutting import (
   cut_template,
 )
 from ostrack_jax.tracking.result import NO_BOX, TrackResult, result_of
+from ostrack_jax.tracking.waiting import fetch
 from ostrack_jax.tracking.weights import TrackableCheckpoint, TrackingWeights, prepare
 
 
@@ -137,17 +137,6 @@ def advance(
 def _told(box, said):
   told = jnp.concatenate([box, *(values[:, None] for values in said)], axis=1)
   return jax.device_put(told, jax.memory.Space.Host)
-
-
-def fetch(found: jax.Array) -> np.ndarray:
-  """Return what locate told, awake meanwhile on GPUs: to wake a thread takes a twentieth of a step.
-
-  Other threads go on; a processor is busy until the answer comes.
-  """
-  if any(device.platform == "gpu" for device in found.devices()):
-    while not found.is_ready():  # pyrefly: ignore[missing-attribute]
-      time.sleep(0)
-  return jax.device_get(found)
 
 
 def _check_found(found: np.ndarray) -> None:

@@ -61,9 +61,9 @@ class TrackingWeights(flax.struct.PyTreeNode):
   """What tracker.locate needs of a checkpoint.
 
   Attributes:
-    arrays: kernels and position tables, in the model's type but for what it computes in float32, and heads
-      that cannot be folded.
-    packed: [n] float32, all biases and scales one after another.
+    arrays: kernels and position tables, in the model's type but for what it computes in float32, heads that
+      cannot be folded, and the biases of fused blocks.
+    packed: [n] float32, all other biases and scales one after another.
     layout: whose these are.
   """
 
@@ -92,7 +92,8 @@ def _keeps_its_type(path: Path) -> bool:
   )
 
 
-def _fuses_blocks(model: OSTrack, batch: int | None) -> bool:
+def fuses_blocks(model: OSTrack, batch: int | None) -> bool:
+  """Return whether prepare makes fused blocks of this batch, or where it is None of batches that vary."""
   sizes = model.dimensions()
   return (
     batch is not None
@@ -106,10 +107,11 @@ def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeig
   """Return what tracker.locate needs of {"params", "batch_stats"}, as numpy.
 
   Kernels and position tables, which the model casts to its type in every call, are cast here. Results
-  are those of the model with the original variables; in half precision the head rounds less.
+  are those of the model with the original variables; in half precision the head and fused blocks round less.
 
   Args:
-    batch: crops in every call, if they are the same number always; a single one has blocks of its own on CUDA.
+    batch: crops in every call, if they are the same number always; a single one may have blocks of its own, see
+      fused_blocks.suits.
   """
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
@@ -120,7 +122,7 @@ def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeig
     params = dict(variables["params"])
     folded = folded_head.fold(params.pop("box_head"), variables["batch_stats"]["box_head"], dtype)
     parts = {"params": params, "head": folded}
-  if _fuses_blocks(model, batch):
+  if fuses_blocks(model, batch):
     depth = model.dimensions()["depth"]
     backbone = parts["params"]["backbone"]
     rest = {name: value for name, value in backbone.items() if not name.startswith("blocks_")}

@@ -10,18 +10,19 @@ from small_network import make_images, make_model
 
 from ostrack_jax import sharding
 from ostrack_jax.models import attention, packed_attention, self_attention
-from ostrack_jax.models.fused_norm import Branch
+from ostrack_jax.models.packed_attention import Packed
 
 
-def _packed(batch, count, num_heads, size, dtype=jnp.float32) -> Branch:
+def _packed(batch, count, num_heads, size, dtype=jnp.float32) -> Packed:
   keys = jax.random.split(jax.random.key(0), 2)
   width = 3 * num_heads * size
   product = jax.random.normal(keys[0], (batch, count, width)).astype(dtype)
-  return Branch(product, jax.random.normal(keys[1], (1, 1, width)))
+  return Packed(product, jax.random.normal(keys[1], (1, 1, width)))
 
 
-def _by_hand(packed: Branch, num_heads: int) -> np.ndarray:
-  product = np.asarray(packed.product, np.float64) + np.asarray(packed.shift, np.float64)
+def _by_hand(packed: Packed, num_heads: int) -> np.ndarray:
+  shift = 0 if packed.shift is None else np.asarray(packed.shift, np.float64)
+  product = np.asarray(packed.product, np.float64) + shift
   batch, count, width = product.shape
   size = width // (3 * num_heads)
   parts = product.reshape(batch, count, 3, num_heads, size)
@@ -34,9 +35,13 @@ def _by_hand(packed: Branch, num_heads: int) -> np.ndarray:
   return mixed.reshape(batch, count, -1)
 
 
-@pytest.mark.parametrize("count", [1, 32, 150, 520])
-def test_the_kernel_equals_attention_by_hand(count):
+@pytest.mark.parametrize(
+  ("count", "has_shift"), [(1, True), (32, True), (150, True), (150, False), (520, True)]
+)
+def test_the_kernel_equals_attention_by_hand(count, has_shift):
   packed = _packed(2, count, 2, 16)
+  if not has_shift:
+    packed = packed._replace(shift=None)
   found = jax.jit(functools.partial(packed_attention.attend_packed, 2, True))(packed)
   np.testing.assert_allclose(found, _by_hand(packed, 2), atol=2e-6)
 
@@ -60,7 +65,7 @@ def test_devices_keep_the_samples_that_they_have(four_devices):
   packed = _packed(4, 9, 2, 16)
   want = packed_attention.attend_packed(2, True, packed)
   mesh = sharding.make_mesh(four_devices)
-  placed = Branch(
+  placed = Packed(
     sharding.put_batch(mesh, {"product": packed.product})["product"],
     jax.device_put(packed.shift, sharding.replicated(mesh)),
   )
@@ -86,7 +91,7 @@ def test_the_network_is_the_same_with_the_kernel(monkeypatch):
     return packed_attention.attend_packed(num_heads, True, packed)
 
   class Kernels:
-    Packed = packed_attention.Packed
+    Packed = Packed
     split_heads = staticmethod(packed_attention.split_heads)
     suits = staticmethod(lambda batch, dtype, head_size: (batch, head_size) == (2, 16))
     attend_packed = staticmethod(attend)
@@ -112,9 +117,14 @@ def test_the_kernel_runs_on_cuda_alone_for_few_samples_in_half_precision(monkeyp
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="compiled kernels need CUDA")
-@pytest.mark.parametrize(("count", "num_heads"), [(320, 12), (153, 12), (720, 6)])
-def test_the_compiled_kernel_equals_the_plain_operations(count, num_heads):
+@pytest.mark.parametrize(
+  ("count", "num_heads", "has_shift"),
+  [(320, 12, True), (153, 12, False), (427, 12, False), (548, 12, False), (720, 6, True)],
+)
+def test_the_compiled_kernel_equals_the_plain_operations(count, num_heads, has_shift):
   packed = _packed(1, count, num_heads, 64, jnp.bfloat16)
+  if not has_shift:
+    packed = packed._replace(shift=None)
   found = jax.jit(functools.partial(packed_attention.attend_packed, num_heads, False))(packed)
   # The plain operations in bfloat16 are as far from this.
   np.testing.assert_allclose(

@@ -321,3 +321,9 @@ def test_one_stream_takes_no_encoded_template_and_two_streams_no_schedule():
   model = _model("stark")
   with pytest.raises(ValueError, match="neither keep_counts nor attention_layers"):
     model.apply(init_variables(model, 0), template, search, attention_layers=(0,))
+
+
+def test_folded_blocks_are_of_one_stream_alone():
+  model = make_model(relation="stark", elimination_layers=(), keep_ratios=())
+  with pytest.raises(ValueError, match="blocks_folded is of one-stream trackers alone"):
+    jax.eval_shape(lambda: model.init(jax.random.key(0), *make_images(1), blocks_folded={}))

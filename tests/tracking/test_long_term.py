@@ -9,6 +9,7 @@ import pytest
 from lane_runs import SMALL, compilations
 
 from ostrack_jax import boxes
+from ostrack_jax.models import fused_blocks
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import confidence, motion, multi_tracker, wide_search
 from ostrack_jax.tracking.long_term import LongTermSettings, Recovery, search_windows, with_odds
@@ -243,7 +244,7 @@ def _patch_finder(calls):
       centre = (low + high + 1 / size) / 2
       sure = 0.95 if np.abs(centre - 0.5).max() < 0.1 else 0.3
       told.append([*centre, *(high - low + 1 / size), 0.9, sure])
-    return jnp.array(told, jnp.float32)
+    return np.array(told, np.float32)
 
   return locate
 
@@ -255,7 +256,7 @@ def _see_patches(monkeypatch, calls):
   def advance(
     model, weights, template, mask, window, search, side, box_xywh, frame_size, weighing=None
   ):
-    told = np.asarray(locate(model, weights, template, search, window, mask, weighing))
+    told = locate(model, weights, template, search, window, mask, weighing)
     moved = motion.moved(told[:, :4], np.asarray(box_xywh), np.asarray(side)[:, None])
     box = boxes.clip_box_xywh(moved, *np.asarray(frame_size)).astype(np.float32)
     return jnp.asarray(box), np.concatenate([box, told[:, 4:]], axis=1)
@@ -385,3 +386,18 @@ def test_an_object_that_takes_a_lost_ones_lane_is_not_lost(checkpoint, monkeypat
   np.testing.assert_allclose(
     tracker.update(_scene(204, 80))[second].box_xywh, (204, 80, 24, 20), atol=2
   )
+
+
+@pytest.mark.parametrize("max_objects", [1, 2])
+def test_windows_are_looked_at_through_the_blocks_of_their_number(
+  make_checkpoint, monkeypatch, max_objects
+):
+  checkpoint = make_checkpoint(width=64)
+  monkeypatch.setattr(fused_blocks, "suits", lambda batch, *_: batch == 1)
+  settings = LongTermSettings(windows=4)
+  tracker = MultiTracker(_calibrated(checkpoint), max_objects=max_objects, long_term=settings)
+  ours, search = tracker._weights, tracker._recovery._search._weights
+  assert ("blocks" in ours.unpack()) == (max_objects == 1)
+  assert "blocks" not in search.unpack()
+  # One copy where one serves both.
+  assert (search is ours) == (max_objects == 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ostrack_jax.models import head
+from ostrack_jax.models import fused_blocks, head
 from ostrack_jax.models.ostrack import normalise_images
 from ostrack_jax.tracking import tracker, weights
 
@@ -44,3 +44,51 @@ def test_arrays_are_cast_once_and_few(make_checkpoint):
     big = path[-1].key == "kernel" or path[-1].key.startswith("pos_embed")
     assert ours.dtype == (jnp.bfloat16 if big else jnp.float32)
     np.testing.assert_array_equal(ours, np.asarray(theirs).astype(ours.dtype))
+
+
+@pytest.fixture
+def fused_for_one(monkeypatch):
+  """Batches of one get fused blocks, as on a Hopper GPU; their kernels run step by step."""
+  monkeypatch.setattr(fused_blocks, "suits", lambda batch, *_: batch == 1)
+
+
+def test_one_target_is_found_by_fused_blocks_where_the_model_finds_it(
+  fused_for_one, make_checkpoint
+):
+  checkpoint = make_checkpoint(width=64)
+  model, draw = checkpoint.model, np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: x + draw.normal(0, 0.1, x.shape).astype(np.float32), checkpoint.variables["params"]
+  )
+  variables = {**checkpoint.variables, "params": params}
+  crops = [
+    draw.integers(0, 256, (1, side, side, 3), np.uint8)
+    for side in (model.template_size, model.search_size)
+  ]
+  plain, fused = (weights.prepare(model, variables, batch) for batch in (None, 1))
+  # Five arrays in place of four a block.
+  depth = model.dimensions()["depth"]
+  assert len(fused.arrays) == len(plain.arrays) - 4 * depth + 5
+  assert "blocks_0" not in fused.unpack()["params"]["backbone"]
+  want, found = (
+    jax.jit(tracker.forward, static_argnums=0)(model, one, *crops) for one in (plain, fused)
+  )
+  for name in ("features", "score_map", "boxes_cxcywh"):
+    np.testing.assert_allclose(getattr(found, name), getattr(want, name), atol=2e-5)
+  window = head.hann_window(model.search_grid)
+  told = [np.asarray(tracker.locate(model, one, *crops, window)) for one in (plain, fused)]
+  np.testing.assert_allclose(told[1], told[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"relative_positions": True},
+    {"relation": "stark", "elimination_layers": (), "keep_ratios": ()},
+  ],
+)
+def test_models_that_fused_blocks_do_not_know_keep_their_own(
+  fused_for_one, make_checkpoint, changes
+):
+  checkpoint = make_checkpoint(**changes)
+  assert "blocks" not in weights.prepare(checkpoint.model, checkpoint.variables, 1).unpack()
