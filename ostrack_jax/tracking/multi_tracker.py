@@ -90,9 +90,9 @@ class MultiTracker:
     )
     self._recovery = None
     if long_term is not None:
-      batches, weights = (max_objects, long_term.windows), self._weights
-      if len({fuses_blocks(self.model, batch) for batch in batches}) > 1:
-        weights = prepare(self.model, checkpoint.variables, batch=long_term.windows)
+      weights, windows = self._weights, long_term.windows
+      if fuses_blocks(self.model, windows) != fuses_blocks(self.model, max_objects):
+        weights = prepare(self.model, checkpoint.variables, batch=windows)
         weights = jax.device_put(weights, self._device)
       look = self.model, weights, self._window, self._weighing, self.search_factor
       search = WideSearch(*look, batch=long_term.windows, cut_on_device=self.cut_on_device)

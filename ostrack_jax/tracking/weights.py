@@ -93,7 +93,7 @@ def _keeps_its_type(path: Path) -> bool:
 
 
 def fuses_blocks(model: OSTrack, batch: int | None) -> bool:
-  """Return whether prepare makes fused blocks of this batch, or where it is None of batches that vary."""
+  """Return whether prepare makes fused blocks; batch as for it."""
   sizes = model.dimensions()
   return (
     batch is not None
@@ -110,26 +110,23 @@ def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeig
   are those of the model with the original variables; in half precision the head and fused blocks round less.
 
   Args:
-    batch: crops in every call, if they are the same number always; a single one may have blocks of its own, see
+    batch: crops in every call, or None where their number varies; a single one may get fused blocks, see
       fused_blocks.suits.
   """
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
   )
   dtype = jnp.dtype(model.dtype)
-  parts: dict[str, Any] = variables
+  params = dict(variables["params"])
+  parts: dict[str, Any] = {**variables, "params": params}
   if model.head == "center":
-    params = dict(variables["params"])
-    folded = folded_head.fold(params.pop("box_head"), variables["batch_stats"]["box_head"], dtype)
-    parts = {"params": params, "head": folded}
+    running = parts.pop("batch_stats")["box_head"]
+    parts["head"] = folded_head.fold(params.pop("box_head"), running, dtype)
   if fuses_blocks(model, batch):
-    depth = model.dimensions()["depth"]
-    backbone = parts["params"]["backbone"]
-    rest = {name: value for name, value in backbone.items() if not name.startswith("blocks_")}
-    parts = {
-      **parts,
-      "params": {**parts["params"], "backbone": rest},
-      "blocks": fused_blocks.fold(backbone, depth, dtype),
+    backbone = params.pop("backbone")
+    parts["blocks"] = fused_blocks.fold(backbone, model.dimensions()["depth"], dtype)
+    params["backbone"] = {
+      name: value for name, value in backbone.items() if not name.startswith("blocks_")
     }
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
