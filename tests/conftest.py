@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # Before jax starts: sharding tests need several devices on one host.
@@ -13,6 +14,9 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
   )
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # Programs compiled once serve every test of a run, those in subprocesses too.
 _cache = tempfile.mkdtemp(prefix="ostrack-tests-")
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
