@@ -13,6 +13,7 @@ import numpy as np
 
 from ostrack_jax.models import attention, packed_attention
 from ostrack_jax.models.candidates import template_attention
+from ostrack_jax.models.fused_elimination import Kept, eliminate, template_looks
 from ostrack_jax.models.fused_products import (
   Layers,
   RowSums,
@@ -112,10 +113,16 @@ class FusedBlock:
     packed = packed_attention.Packed(self._normed("qkv", tokens, sums, gelu=False), None)
     mixed = packed_attention.attend_packed(self._num_heads, self._interpret, packed)
     looks = None
-    if rows is not None:
+    if rows is not None and len(rows) == 1:
+      looks = template_looks(packed.product, rows[0], self._num_heads, interpret=self._interpret)
+    elif rows is not None:
       queries, keys, _ = packed_attention.split_heads(packed, self._num_heads)
       looks = template_attention(queries[:, jnp.asarray(rows)], keys)
     return *self._added("proj", tokens, mixed), looks
+
+  def eliminate(self, tokens, sums: RowSums, looks, index, capacity: int) -> Kept:
+    """Keep the candidates that one template token looks at most; see fused_elimination.eliminate."""
+    return eliminate(tokens, sums, looks, index, capacity, interpret=self._interpret)
 
   def feed_forward(self, tokens, sums: RowSums | None, *, scale=None):
     """Return tokens with the MLP added, and their sums."""

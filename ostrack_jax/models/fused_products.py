@@ -185,8 +185,8 @@ def _call(kernel, name: str, tile: Tile, x, outputs: int, specs, results, interp
   return pl.pallas_call(
     kernel,
     grid=(pl.cdiv(rows, tile.rows), outputs // tile.columns),
-    in_specs=[_whole(x.shape), *specs],
-    out_specs=[_whole(result.shape) for result in results],
+    in_specs=[whole(x.shape), *specs],
+    out_specs=[whole(result.shape) for result in results],
     out_shape=results,
     # Names Triton: left to itself, pallas may choose another compiler.
     compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
@@ -195,7 +195,8 @@ def _call(kernel, name: str, tile: Tile, x, outputs: int, specs, results, interp
   )
 
 
-def _whole(shape) -> pl.BlockSpec:
+def whole(shape) -> pl.BlockSpec:
+  """Return the spec of an array that every program sees all of."""
   return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
 
 
@@ -235,7 +236,7 @@ def normed_product(
     tile,
     x,
     outputs,
-    [*(_whole(part.shape) for part in sums), *_of_layer(layers, layer)],
+    [*(whole(part.shape) for part in sums), *_of_layer(layers, layer)],
     [jax.ShapeDtypeStruct((batch * count, outputs), tokens.dtype)],
     interpret,
   )(x, *sums, layers.kernels, layers.shifts)
@@ -263,7 +264,7 @@ def added_product(stream, x, layers: Layers, layer: int, *, interpret: bool):
     tile,
     x,
     width,
-    [*_of_layer(layers, layer), _whole((batch * count, width))],
+    [*_of_layer(layers, layer), whole((batch * count, width))],
     [jax.ShapeDtypeStruct((batch * count, width), stream.dtype), parts, parts],
     interpret,
   )(x, layers.kernels, layers.shifts, stream.reshape(batch * count, width))

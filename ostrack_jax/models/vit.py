@@ -16,6 +16,7 @@ from ostrack_jax.models import fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 from ostrack_jax.models.fused_blocks import FusedBlock
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
+from ostrack_jax.models.fused_products import RowSums
 from ostrack_jax.models.relative_positions import offset_index, offsets_left
 from ostrack_jax.models.row_major import row_major
 from ostrack_jax.models.self_attention import Attention, BranchEnd, linear_init, scaled
@@ -263,19 +264,28 @@ class Backbone(nn.Module):
         offset_index=offsets,
       )
       if eliminates or self.rematerialise or layer in feature_layers:
-        tokens, branch = fused_norm.add(tokens, branch), None
+        tokens = fused_norm.add(tokens, branch)
+        branch = branch if isinstance(branch, RowSums) else None
       if layer in feature_layers:
         inner.append(_on_grid(tokens, alive, num_z, num_x))
       if layer in attention_layers:
         attention.append(candidates_lib.attention_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
-        scores = candidates_lib.candidate_scores(
-          looks[..., num_z:], template_mask if chosen is None else None
-        )
-        keep_count = None if keep_counts is None else keep_counts[stage]
-        order, alive, dropped = candidates_lib.select(alive, scores, capacities[stage], keep_count)
-        survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
-        tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
+        if isinstance(branch, RowSums) and len(rows) == 1 and keep_counts is None:
+          kept = block.eliminate(tokens, branch, looks, alive.index, capacities[stage])
+          tokens, branch, dropped = kept.tokens, kept.sums, kept.removed
+          alive = Candidates(index=kept.index, valid=None)
+        else:
+          branch = None
+          scores = candidates_lib.candidate_scores(
+            looks[..., num_z:], template_mask if chosen is None else None
+          )
+          keep_count = None if keep_counts is None else keep_counts[stage]
+          order, alive, dropped = candidates_lib.select(
+            alive, scores, capacities[stage], keep_count
+          )
+          survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
+          tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
         removed.append(dropped)
         if self.relative_positions:
           offsets = offsets_left(self.offsets, num_z, alive.index)

@@ -1,0 +1,101 @@
+"""Elimination in two kernels, run step by step, keeps what candidates.select keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_network import make_images, make_model
+
+from ostrack_jax.models import (
+  attention,
+  candidates,
+  fused_blocks,
+  fused_elimination,
+  fused_products,
+)
+from ostrack_jax.training.state import init_variables
+
+_ON_HOPPER = pytest.mark.skipif(not attention.is_hopper(), reason="needs a Hopper GPU")
+_HEADS, _LOOKER = 3, 2
+
+
+def _looks(total: int, seed: int = 0, coarse: bool = False):
+  draw = np.random.default_rng(seed)
+  # Eighths add up exactly in any order, and tie often.
+  shape = (1, _HEADS, 1, total)
+  return jnp.asarray(draw.integers(0, 3, shape) / 8 if coarse else draw.random(shape), jnp.float32)
+
+
+def _check_elimination(num_z, count, capacity, width, dtype, coarse, interpret):
+  draw = np.random.default_rng(1)
+  tokens = jnp.asarray(draw.normal(size=(1, num_z + count, width)), dtype)
+  # In parts that no power of two counts, as products leave them.
+  wide = np.asarray(tokens, np.float32)[0].reshape(num_z + count, 3, -1)
+  sums = fused_products.RowSums(
+    jnp.asarray(wide.sum(axis=2).T), jnp.asarray((wide**2).sum(axis=2).T)
+  )
+  index = jnp.asarray(draw.permutation(2 * count)[None, :count], jnp.int32)
+  looks = _looks(num_z + count, coarse=coarse)
+  found = fused_elimination.eliminate(tokens, sums, looks, index, capacity, interpret=interpret)
+
+  alive = candidates.Candidates(index=index, valid=None)
+  scores = candidates.candidate_scores(looks[..., num_z:])
+  order, kept, removed = candidates.select(alive, scores, capacity)
+  rows = np.concatenate([np.arange(num_z), num_z + np.asarray(order[0])])
+  np.testing.assert_array_equal(found.index, kept.index)
+  np.testing.assert_array_equal(found.removed, removed)
+  np.testing.assert_array_equal(found.tokens[0], tokens[0, rows])
+  np.testing.assert_array_equal(found.sums.sums, sums.sums[:, rows])
+  np.testing.assert_array_equal(found.sums.squares, sums.squares[:, rows])
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize(("num_z", "count", "capacity"), [(16, 64, 45), (9, 50, 1), (4, 33, 32)])
+def test_what_stays_and_in_which_order(num_z, count, capacity, coarse):
+  _check_elimination(num_z, count, capacity, 192, jnp.float32, coarse, interpret=True)
+
+
+def _check_looks(total, size, dtype, interpret):
+  draw = np.random.default_rng(0)
+  product = jnp.asarray(draw.normal(size=(1, total, 3 * _HEADS * size)), dtype)
+  found = fused_elimination.template_looks(product, _LOOKER, _HEADS, interpret=interpret)
+  queries, keys, _ = np.asarray(product, np.float64).reshape(total, 3, _HEADS, size).swapaxes(0, 1)
+  logits = np.einsum("hd,nhd->hn", queries[_LOOKER], keys) / np.sqrt(size)
+  weights = np.exp(logits)
+  want = weights / weights.sum(axis=1, keepdims=True)
+  assert found.shape == (1, _HEADS, 1, total)
+  np.testing.assert_allclose(found[0, :, 0], want, rtol=2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("total", [64, 71])
+def test_where_a_template_token_looks(total):
+  _check_looks(total, 32, jnp.float32, interpret=True)
+
+
+@_ON_HOPPER
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ("num_z", "count", "capacity"), [(64, 256, 180), (64, 126, 89), (144, 576, 404), (144, 283, 199)]
+)
+def test_the_compiled_kernels_do_the_same(num_z, count, capacity, dtype):
+  _check_looks(num_z + count, 64, dtype, interpret=False)
+  for coarse in (False, True):
+    _check_elimination(num_z, count, capacity, 768, dtype, coarse, interpret=False)
+
+
+def test_numbers_that_are_not_finite_are_not_hidden():
+  tokens = jnp.full((1, 24, 64), jnp.nan, jnp.float32)
+  looks = jnp.full((1, _HEADS, 1, 24), jnp.nan, jnp.float32)
+  index = jnp.arange(16, dtype=jnp.int32)[None]
+  sums = fused_products.row_sums(tokens)
+  found = fused_elimination.eliminate(tokens, sums, looks, index, 8, interpret=True)
+  # The template's at least, from which attention takes them to all others.
+  assert np.isnan(found.tokens[0, :8]).all()
+
+
+def test_folded_blocks_take_one_sample():
+  model = make_model(depth=1)
+  variables = init_variables(model, 0)
+  folded = fused_blocks.fold(variables["params"]["backbone"], 1, jnp.float32)
+  with pytest.raises(ValueError, match="one sample at a time, not for 2"):
+    jax.eval_shape(lambda: model.apply(variables, *make_images(2), blocks_folded=folded))
