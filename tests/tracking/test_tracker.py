@@ -11,7 +11,7 @@ from ostrack_jax import crop, load
 from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack, normalise_images
 from ostrack_jax.tracking import tracker as tracker_module
-from ostrack_jax.tracking.motion import box_in_frame
+from ostrack_jax.tracking.motion import box_in_frame, next_box, next_box_of_one
 from ostrack_jax.tracking.tracker import Tracker
 
 _BOX = (40.0, 30.0, 20.0, 16.0)
@@ -199,6 +199,18 @@ def test_a_box_at_the_crops_centre_is_the_previous_box(make_frame):
     np.testing.assert_allclose(
       box_in_frame([0.5, 0.5, *extent], previous, resize_factor, 256), previous, atol=1e-9
     )
+
+
+def test_one_targets_box_without_arrays_is_the_same_to_the_last_bit():
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    # Many of these leave the frame, or become too small.
+    found = (1.3 * rng.random(4)).astype(np.float32)
+    previous = np.concatenate([rng.uniform(-60, 600, 2), rng.uniform(5, 400, 2)])
+    resize_factor, size = rng.uniform(0.3, 5), (480, 640)
+    one = next_box_of_one(found, previous, resize_factor, 256, size)
+    assert one.tolist() == next_box(found, previous, resize_factor, 256, *size).tolist()
+  assert one.dtype == np.float64
 
 
 def test_crop_then_map_back_finds_the_target(make_frame):
