@@ -95,16 +95,21 @@ def clip_box_xywh(box_xywh, height, width, margin=10):
     margin: smallest side, and the least that stays inside the frame.
 
   Returns:
-    [..., 4] pixels. Follows the official tracker: a box that has left the frame is moved back in.
+    [..., 4] pixels. Follows the official tracker: a box that has left the frame is moved back in. Numbers
+    that are not finite do not become such as are: they give NaN.
   """
   xp = box_xywh.__array_namespace__()
-  x, y, w, h = (box_xywh[..., i] for i in range(4))
-  sides = clipped(x, y, w, h, height, width, margin, xp.minimum, xp.maximum)
+  finite = xp.where(xp.isfinite(box_xywh), box_xywh, xp.nan)
+  x, y, w, h = (finite[..., i] for i in range(4))
+  sides = clip_sides(x, y, w, h, height, width, margin, xp.minimum, xp.maximum)
   return xp.stack(sides, axis=-1)
 
 
-def clipped(x, y, w, h, height, width, margin, minimum=min, maximum=max):
-  """Do what clip_box_xywh does, with plain numbers or with arrays and their minimum and maximum; return x, y, w, h."""
+def clip_sides(x, y, w, h, height, width, margin, minimum=min, maximum=max):
+  """Do what clip_box_xywh does with finite plain numbers, or with arrays and their minimum and maximum.
+
+  Returns x, y, w, h.
+  """
   x2, y2 = x + w, y + h
   x1, x2 = minimum(maximum(x, 0.0), width - margin), minimum(maximum(x2, margin), width)
   y1, y2 = minimum(maximum(y, 0.0), height - margin), minimum(maximum(y2, margin), height)

@@ -88,6 +88,14 @@ def test_clip_box_gives_the_official_examples(box_xywh, expected):
   )
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", range(4))
+def test_a_number_that_is_not_finite_is_not_clipped_into_one_that_is(number, place):
+  box_xywh = np.array([20.0, 30, 40, 50])
+  box_xywh[place] = number
+  assert np.isnan(boxes.clip_box_xywh(box_xywh, 100, 200)).any()
+
+
 def test_clipped_boxes_lie_in_the_frame_and_keep_the_margin():
   rng = np.random.default_rng(1)
   drawn = np.concatenate([rng.uniform(-300, 300, (500, 2)), rng.uniform(0, 300, (500, 2))], axis=1)

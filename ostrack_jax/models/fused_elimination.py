@@ -1,7 +1,7 @@
 """Candidate elimination behind fused blocks: two kernels a stage, where XLA takes nine.
 
 One reads off where the template token looks; the other ranks the candidates and moves what stays. The same
-tokens as with candidates.select, in the same order.
+tokens as with candidates.select, in the same order, up to the rounding of scores.
 """
 
 import functools
@@ -70,7 +70,13 @@ def template_looks(product, row: int, num_heads: int, *, interpret: bool) -> jax
 
   Returns:
     [1, h, 1, n] float32, as candidates.template_attention.
+
+  Raises:
+    ValueError: d is no multiple of 16.
   """
+  size = product.shape[2] // (3 * num_heads)
+  if size % _LANES:
+    raise ValueError(f"heads of {size} columns: fused blocks need a multiple of {_LANES}")
   packed = product.reshape(product.shape[1:])
   looks = pl.pallas_call(
     functools.partial(_look_kernel, row=row, num_heads=num_heads),
@@ -101,6 +107,8 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
     found = jnp.zeros(positions.shape, jnp.float32)
     for head in range(heads):
       found += triton.load(looks_ref.at[head, num_z + positions], mask=inside, other=0.0)
+    # Of NaN, too, there is an order: else two candidates could have one place, and others none.
+    found = jnp.where(found == found, found, -0.5)
     return jnp.where(inside, found, -1.0)
 
   mine = scores(own, is_candidate)[:, None]

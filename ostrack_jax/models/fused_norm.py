@@ -47,6 +47,11 @@ def add(tokens, branch: Branch | RowSums | None) -> jax.Array:
   return (tokens.astype(jnp.float32) + added).astype(tokens.dtype)
 
 
+def settle(tokens, branch: Branch | RowSums | None) -> tuple[jax.Array, RowSums | None]:
+  """Return tokens as add does, and what is known of them then: their sums, if these were given."""
+  return add(tokens, branch), branch if isinstance(branch, RowSums) else None
+
+
 class ResidualNorm(nn.Module):
   """Layer normalisation (epsilon 1e-6, in float32) of tokens to which a branch is yet to be added."""
 

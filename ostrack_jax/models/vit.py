@@ -264,14 +264,14 @@ class Backbone(nn.Module):
         offset_index=offsets,
       )
       if eliminates or self.rematerialise or layer in feature_layers:
-        tokens = fused_norm.add(tokens, branch)
-        branch = branch if isinstance(branch, RowSums) else None
+        tokens, branch = fused_norm.settle(tokens, branch)
       if layer in feature_layers:
         inner.append(_on_grid(tokens, alive, num_z, num_x))
       if layer in attention_layers:
         attention.append(candidates_lib.attention_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
-        if isinstance(branch, RowSums) and len(rows) == 1 and keep_counts is None:
+        # Only fused blocks know the sums, and their kernel is for one token that looks.
+        if isinstance(branch, RowSums) and looks.shape[2] == 1 and keep_counts is None:
           kept = block.eliminate(tokens, branch, looks, alive.index, capacities[stage])
           tokens, branch, dropped = kept.tokens, kept.sums, kept.removed
           alive = Candidates(index=kept.index, valid=None)

@@ -58,13 +58,14 @@ def next_box_of_one(
   search_size: int,
   frame_size: tuple[int, int],
 ) -> np.ndarray:
-  """Do what next_box does for one target [4], to the last bit, in a fifth of the time: without arrays.
+  """Do what next_box does for one target [4], to the last bit, and several times faster: without arrays.
 
   Args:
+    box_cxcywh: finite.
     frame_size: (height, width).
     Others as for next_box.
   """
   side = search_size / resize_factor
   x, y, w, h = _placed(box_cxcywh.tolist(), previous_box_xywh.tolist(), side)
   height, width = frame_size
-  return np.array(boxes.clipped(x, y, w, h, height, width, cutting.MARGIN_PX), np.float64)
+  return np.array(boxes.clip_sides(x, y, w, h, height, width, cutting.MARGIN_PX), np.float64)

@@ -23,9 +23,20 @@ def _with_all_parameters_at_work(model):
   return {"params": params, "batch_stats": variables["batch_stats"]}
 
 
-@pytest.mark.parametrize("stages", [(), (0, 1)])
-def test_the_network_is_the_same(stages):
-  model = make_model(depth=3, elimination_layers=stages, keep_ratios=(0.5, 0.6)[: len(stages)])
+@pytest.mark.parametrize(
+  ("stages", "changes"),
+  [
+    ((), {}),
+    ((0, 1), {}),
+    # Of a template of 2 x 2 tokens the others are not the first.
+    ((0, 1), {"template_tokens": "centre_point_paper"}),
+    # Several tokens look, of which the kernels of elimination know nothing.
+    ((0, 1), {"template_tokens": "all"}),
+  ],
+)
+def test_the_network_is_the_same(stages, changes):
+  keep_ratios = (0.5, 0.6)[: len(stages)]
+  model = make_model(depth=3, elimination_layers=stages, keep_ratios=keep_ratios, **changes)
   variables = _with_all_parameters_at_work(model)
   images, options = make_images(1), dict(attention_layers=(0, 2), feature_layers=(1,))
   want = jax.jit(lambda: model.apply(variables, *images, **options))()
@@ -135,6 +146,16 @@ def test_these_blocks_run_on_hopper_alone_for_one_sample_in_half_precision(monke
     assert not fused_blocks.suits(1, jnp.float16, 768, 12)
 
 
+def test_the_last_block_may_eliminate_and_hides_no_number_that_is_not_finite():
+  model = make_model(depth=2, elimination_layers=(0, 1), keep_ratios=(0.5, 0.6))
+  variables = init_variables(model, 0)
+  folded = fused_blocks.fold(variables["params"]["backbone"], 2, jnp.float32)
+  template, search = make_images(1)
+  search = search.at[0, 3, 5, 1].set(jnp.nan)
+  found = jax.jit(lambda: model.apply(variables, template, search, blocks_folded=folded))()
+  assert np.isnan(found.boxes_cxcywh).all()
+
+
 def test_what_these_blocks_cannot_do_is_refused():
   narrow = init_variables(make_model(width=32), 0)["params"]["backbone"]
   with pytest.raises(ValueError, match="not 32"):
@@ -145,6 +166,10 @@ def test_what_these_blocks_cannot_do_is_refused():
   tokens = _tokens(20, 64, jnp.float32, 0)
   with pytest.raises(ValueError, match="key_valid"):
     block.attend(tokens, None, rows=None, key_valid=jnp.ones((1, 20), bool))
+  with pytest.raises(ValueError, match="one sample at a time, not for 2"):
+    jax.eval_shape(
+      lambda: model.apply(init_variables(model, 0), *make_images(2), blocks_folded=folded)
+    )
   with pytest.raises(ValueError, match="scale"):
     block.feed_forward(tokens, None, scale=jnp.ones((1, 1, 1)))
 

@@ -1,19 +1,10 @@
 """Elimination in two kernels, run step by step, keeps what candidates.select keeps."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_network import make_images, make_model
 
-from ostrack_jax.models import (
-  attention,
-  candidates,
-  fused_blocks,
-  fused_elimination,
-  fused_products,
-)
-from ostrack_jax.training.state import init_variables
+from ostrack_jax.models import attention, candidates, fused_elimination, fused_products
 
 _ON_HOPPER = pytest.mark.skipif(not attention.is_hopper(), reason="needs a Hopper GPU")
 _HEADS, _LOOKER = 3, 2
@@ -83,19 +74,17 @@ def test_the_compiled_kernels_do_the_same(num_z, count, capacity, dtype):
     _check_elimination(num_z, count, capacity, 768, dtype, coarse, interpret=False)
 
 
-def test_numbers_that_are_not_finite_are_not_hidden():
-  tokens = jnp.full((1, 24, 64), jnp.nan, jnp.float32)
+def test_scores_that_are_no_numbers_still_give_every_candidate_a_place():
+  tokens = jnp.broadcast_to(jnp.arange(24.0)[None, :, None], (1, 24, 64))
   looks = jnp.full((1, _HEADS, 1, 24), jnp.nan, jnp.float32)
   index = jnp.arange(16, dtype=jnp.int32)[None]
   sums = fused_products.row_sums(tokens)
-  found = fused_elimination.eliminate(tokens, sums, looks, index, 8, interpret=True)
-  # The template's at least, from which attention takes them to all others.
-  assert np.isnan(found.tokens[0, :8]).all()
+  found = fused_elimination.eliminate(tokens, sums, looks, index, 10, interpret=True)
+  np.testing.assert_array_equal(found.tokens[0, :, 0], np.arange(18))
+  np.testing.assert_array_equal(found.index[0], np.arange(10))
+  np.testing.assert_array_equal(found.removed[0], np.arange(10, 16))
 
 
-def test_folded_blocks_take_one_sample():
-  model = make_model(depth=1)
-  variables = init_variables(model, 0)
-  folded = fused_blocks.fold(variables["params"]["backbone"], 1, jnp.float32)
-  with pytest.raises(ValueError, match="one sample at a time, not for 2"):
-    jax.eval_shape(lambda: model.apply(variables, *make_images(2), blocks_folded=folded))
+def test_heads_that_cannot_be_looked_through_are_refused():
+  with pytest.raises(ValueError, match="heads of 8 columns"):
+    fused_elimination.template_looks(jnp.zeros((1, 5, 72)), 0, 3, interpret=True)

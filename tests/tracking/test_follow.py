@@ -107,15 +107,18 @@ def test_a_track_that_was_changed_meanwhile_is_followed_no_further(make_checkpoi
   np.testing.assert_array_equal(tracker.box_xywh, (20, 20, 30, 30))
 
 
-def test_a_box_that_is_no_number_ends_the_track_as_update_does(make_checkpoint, images):
+@pytest.mark.parametrize(("branch", "number"), [("size", np.nan), ("offset", np.inf)])
+def test_a_box_that_is_no_number_ends_the_track_as_update_does(
+  make_checkpoint, images, branch, number
+):
   checkpoint = make_checkpoint()
-  bias = checkpoint.variables["params"]["box_head"]["conv5_size"]["bias"]
-  variables = jax.tree.map(lambda x: x * np.nan if x is bias else x, checkpoint.variables)
+  bias = checkpoint.variables["params"]["box_head"][f"conv5_{branch}"]["bias"]
+  variables = jax.tree.map(lambda x: x + number if x is bias else x, checkpoint.variables)
   tracker = Tracker(dataclasses.replace(checkpoint, variables=variables))
   tracker.init(images[0], _BOX)
-  with pytest.raises(ValueError, match=r"the network found no box, but .*nan"):
+  with pytest.raises(ValueError, match=r"the network found no box, but .*(nan|inf)"):
     next(tracker.follow(images[1:]))
-  with pytest.raises(ValueError, match=r"the network found no box, but .*nan"):
+  with pytest.raises(ValueError, match=r"the network found no box, but .*(nan|inf)"):
     tracker.update(images[1])
 
 

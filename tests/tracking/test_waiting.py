@@ -1,6 +1,8 @@
 """How the host waits."""
 
+import sys
 import threading
+import time
 import types
 
 import jax.numpy as jnp
@@ -29,15 +31,17 @@ class _Answer:
 def test_other_threads_go_on_meanwhile():
   answer = _Answer()
 
-  def say():
-    # Some thousand steps of Python, for which it must get its turns.
-    for _ in range(10_000):
-      pass
-    answer.said.set()
-
-  thread = threading.Thread(target=say)
-  thread.start()
-  assert fetch(answer).tolist() == [0, 1, 2, 3, 4]  # pyrefly: ignore[bad-argument-type]
+  interval = sys.getswitchinterval()
+  # So long would the other thread have to wait for a turn that it is not given.
+  sys.setswitchinterval(60)
+  try:
+    thread = threading.Timer(0.01, answer.said.set)
+    began = time.perf_counter()
+    thread.start()
+    assert fetch(answer).tolist() == [0, 1, 2, 3, 4]  # pyrefly: ignore[bad-argument-type]
+    assert time.perf_counter() - began < 30
+  finally:
+    sys.setswitchinterval(interval)
   thread.join()
 
 
