@@ -202,6 +202,22 @@ def select(candidates: Candidates, scores, capacity: int, keep_count=None):
   return order[:, :capacity], kept, removed
 
 
+def eliminate(tokens, candidates: Candidates, scores, capacity: int, keep_count=None):
+  """Keep the best search tokens, behind the template's.
+
+  Args:
+    tokens: [b, Nz + n, d], template first.
+    Others as for select.
+
+  Returns:
+    (tokens [b, Nz + capacity, d], and what select returns of the candidates that go on and that do not).
+  """
+  order, kept, removed = select(candidates, scores, capacity, keep_count)
+  num_z = tokens.shape[1] - scores.shape[1]
+  survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
+  return jnp.concatenate([tokens[:, :num_z], survivors], axis=1), kept, removed
+
+
 def restore(tokens, candidates: Candidates, num_search_tokens: int) -> jax.Array:
   """Put search tokens back on their cells, with zeros where candidates were eliminated.
 

@@ -97,8 +97,8 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
   heads, total = looks_ref.shape
   count, capacity = total - num_z, kept_index_ref.shape[0]
   rows = pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32)
-  own = rows - num_z
-  is_candidate = (own >= 0) & (own < count)
+  position = rows - num_z
+  is_candidate = (position >= 0) & (position < count)
   others = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
 
   def scores(positions, inside):
@@ -108,17 +108,17 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
     for head in range(heads):
       found += triton.load(looks_ref.at[head, num_z + positions], mask=inside, other=0.0)
     # Of NaN, too, there is an order: else two candidates could have one place, and others none.
-    found = jnp.where(found == found, found, -0.5)
+    found = jnp.where(jnp.isnan(found), -0.5, found)
     return jnp.where(inside, found, -1.0)
 
-  mine = scores(own, is_candidate)[:, None]
+  mine = scores(position, is_candidate)[:, None]
   theirs = scores(others, others < count)[None, :]
-  is_better = (theirs > mine) | ((theirs == mine) & (others[None, :] < own[:, None]))
+  is_better = (theirs > mine) | ((theirs == mine) & (others[None, :] < position[:, None]))
   rank = is_better.astype(jnp.int32).sum(axis=1)
   stays = is_candidate & (rank < capacity)
   # What does not stay has no place; one outside is never written to.
-  place = jnp.where(stays, num_z + rank, jnp.where(own < 0, rows, kept_ref.shape[0]))
-  is_placed = stays | (own < 0)
+  place = jnp.where(stays, num_z + rank, jnp.where(position < 0, rows, kept_ref.shape[0]))
+  is_placed = stays | (position < 0)
 
   columns = pl.program_id(1) * _COLUMNS + jnp.arange(_COLUMNS, dtype=jnp.int32)
   moved = triton.load(
@@ -135,7 +135,7 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
     values = triton.load(source.at[part, rows[None, :]], mask=here, other=0.0)
     triton.store(target.at[part, place[None, :]], values, mask=here)
   stays, leaves = stays & is_first, is_candidate & ~stays & is_first
-  cells = triton.load(index_ref.at[own], mask=stays | leaves, other=0)
+  cells = triton.load(index_ref.at[position], mask=stays | leaves, other=0)
   triton.store(kept_index_ref.at[jnp.where(stays, rank, capacity)], cells, mask=stays)
   at = removed_ref.at[jnp.where(leaves, rank - capacity, count - capacity)]
   triton.store(at, cells, mask=leaves)

@@ -276,16 +276,14 @@ class Backbone(nn.Module):
           tokens, branch, dropped = kept.tokens, kept.sums, kept.removed
           alive = Candidates(index=kept.index, valid=None)
         else:
-          branch = None
           scores = candidates_lib.candidate_scores(
             looks[..., num_z:], template_mask if chosen is None else None
           )
           keep_count = None if keep_counts is None else keep_counts[stage]
-          order, alive, dropped = candidates_lib.select(
-            alive, scores, capacities[stage], keep_count
+          tokens, alive, dropped = candidates_lib.eliminate(
+            tokens, alive, scores, capacities[stage], keep_count
           )
-          survivors = jnp.take_along_axis(tokens[:, num_z:], order[:, :, None], axis=1)
-          tokens = jnp.concatenate([tokens[:, :num_z], survivors], axis=1)
+          branch = None
         removed.append(dropped)
         if self.relative_positions:
           offsets = offsets_left(self.offsets, num_z, alive.index)

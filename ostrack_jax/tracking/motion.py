@@ -19,16 +19,16 @@ def box_in_frame(box_cxcywh, previous_box_xywh, resize_factor, search_size: int)
     [..., 4] float64 xywh, pixels of the frame, not clipped. As in the official tracker the crop's
     centre counts as the previous box's centre, although the crop was cut at whole pixels.
   """
-  side = (search_size / np.asarray(resize_factor, np.float64))[..., None]
+  side = search_size / np.asarray(resize_factor, np.float64)
   previous = np.asarray(previous_box_xywh, np.float64)
   return moved(np.asarray(box_cxcywh, np.float64), previous, side)
 
 
 def moved(box_cxcywh, previous_box_xywh, side):
-  """Do what box_in_frame does, given the sides [..., 1] of the crops in frame pixels."""
+  """Do what box_in_frame does, given the sides [...] of the crops in frame pixels."""
   xp = previous_box_xywh.__array_namespace__()
   found, previous = ([box[..., i] for i in range(4)] for box in (box_cxcywh, previous_box_xywh))
-  return xp.stack(_placed(found, previous, side[..., 0]), axis=-1)
+  return xp.stack(_placed(found, previous, side), axis=-1)
 
 
 def _placed(found_cxcywh, previous_xywh, side):

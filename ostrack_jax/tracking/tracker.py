@@ -130,7 +130,7 @@ def advance(
     confidences, in the host's memory.
   """
   found, *said = _locate(model, weights, template, search, window, template_mask, weighing)
-  moved = motion.moved(found, box_xywh, side[:, None])
+  moved = motion.moved(found, box_xywh, side)
   box = boxes.clip_box_xywh(moved, frame_size[0], frame_size[1], MARGIN_PX)
   return box, _told(box, said)
 

@@ -257,7 +257,7 @@ def _see_patches(monkeypatch, calls):
     model, weights, template, mask, window, search, side, box_xywh, frame_size, weighing=None
   ):
     told = locate(model, weights, template, search, window, mask, weighing)
-    moved = motion.moved(told[:, :4], np.asarray(box_xywh), np.asarray(side)[:, None])
+    moved = motion.moved(told[:, :4], np.asarray(box_xywh), np.asarray(side))
     box = boxes.clip_box_xywh(moved, *np.asarray(frame_size)).astype(np.float32)
     return jnp.asarray(box), np.concatenate([box, told[:, 4:]], axis=1)
 
