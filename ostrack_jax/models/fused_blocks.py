@@ -1,6 +1,6 @@
-"""The backbone's blocks for tracking one target on Hopper GPUs: five kernels a block, and few arrays.
+"""The backbone for tracking one target on Hopper GPUs: five kernels a block, and few arrays.
 
-The same numbers as vit.Block, up to rounding. For a single image the device works on some 200 kernels of a few
+The same numbers as vit.Backbone's, up to rounding. For a single image the device works on some 200 kernels of a few
 microseconds, and half of them only add, normalise or activate. See fused_products for what becomes of these.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ostrack_jax.models import attention, packed_attention
 from ostrack_jax.models.candidates import template_attention
-from ostrack_jax.models.fused_elimination import Kept, eliminate, template_looks
+from ostrack_jax.models.fused_elimination import Kept, eliminate, restore
 from ostrack_jax.models.fused_products import (
   Layers,
   RowSums,
@@ -43,7 +43,7 @@ def suits(batch: int, dtype, width: int, num_heads: int) -> bool:
 
 
 def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
-  """Fold the normalisations of a backbone's blocks into the kernels behind them.
+  """Fold the normalisations of a backbone's blocks into the kernels behind them, and gather the rest.
 
   A normalisation's scale multiplies the rows of the kernel behind it, and its bias becomes part of that layer's. A
   token's mean is a number times a vector of ones, which a kernel whose columns sum to zero maps to nothing: so
@@ -56,6 +56,8 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
 
   Returns:
     qkv, proj, fc1, fc2: kernels [depth, k, e]. shifts: [depth, 9 d] float32, of these four one after another.
+    patches: [1, 768, d] kernel of the patches. positions: [1, Nz + Nx, d], template first, in the type of kernels.
+    ends: [3, d] float32: bias of the patches, scale and bias of the last normalisation.
 
   Raises:
     ValueError: the width is no multiple of 64.
@@ -79,11 +81,38 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
         folded[name] = np.empty((depth, *kernel.shape), dtype)
       folded[name][layer] = kernel
       shifts.append(shift)
-  return folded | {"shifts": np.concatenate(shifts).reshape(depth, -1)}
+  folded["shifts"] = np.concatenate(shifts).reshape(depth, -1)
+  patches, norm = params["patch_embed"]["proj"], params["norm"]
+  width = len(norm["scale"])
+  folded["patches"] = np.asarray(patches["kernel"]).reshape(1, -1, width).astype(dtype)
+  positions = [
+    params[f"pos_embed_{image}"] + params.get(f"{segment}_segment_pos_embed", 0)
+    for image, segment in (("z", "template"), ("x", "search"))
+  ]
+  folded["positions"] = np.concatenate(positions, axis=1).astype(dtype)
+  ends = patches["bias"], norm["scale"], norm["bias"]
+  folded["ends"] = np.stack([np.asarray(end, np.float32) for end in ends])
+  return folded
+
+
+def embed(folded: Mapping[str, jax.Array], patches) -> tuple[jax.Array, RowSums]:
+  """Return tokens [1, n, d] of patches [1, n, 768] in the kernels' type, and their sums."""
+  layers = Layers(folded["patches"], folded["ends"], 0)
+  interpret = not attention.has_kernels(patches.dtype)
+  return added_product(folded["positions"], patches, layers, 0, interpret=interpret)
+
+
+def finish(
+  folded: Mapping[str, jax.Array], tokens, sums: RowSums | None, index, num_cells: int
+) -> jax.Array:
+  """Normalise tokens and put them back on their cells; see fused_elimination.restore."""
+  sums = row_sums(tokens) if sums is None else sums
+  interpret = not attention.has_kernels(tokens.dtype)
+  return restore(tokens, sums, index, folded["ends"], num_cells, interpret=interpret)
 
 
 class FusedBlock:
-  """A block with the two halves of vit.Block; what it leaves pending is not a branch but the stream's RowSums.
+  """A block with the two halves of vit.Block; what it takes and leaves pending is not a branch but the stream's RowSums.
 
   Args:
     folded: of fold.
@@ -111,11 +140,14 @@ class FusedBlock:
         "fused blocks attend to all tokens alike; leave out key_valid, scale, offset_index"
       )
     packed = packed_attention.Packed(self._normed("qkv", tokens, sums, gelu=False), None)
+    if rows is not None and len(rows) == 1:
+      mixed, looks = packed_attention.attend_and_look(
+        packed.product, rows[0], self._num_heads, interpret=self._interpret
+      )
+      return *self._added("proj", tokens, mixed), looks
     mixed = packed_attention.attend_packed(self._num_heads, self._interpret, packed)
     looks = None
-    if rows is not None and len(rows) == 1:
-      looks = template_looks(packed.product, rows[0], self._num_heads, interpret=self._interpret)
-    elif rows is not None:
+    if rows is not None:
       queries, keys, _ = packed_attention.split_heads(packed, self._num_heads)
       looks = template_attention(queries[:, jnp.asarray(rows)], keys)
     return *self._added("proj", tokens, mixed), looks

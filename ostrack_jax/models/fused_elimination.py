@@ -1,11 +1,11 @@
-"""Candidate elimination behind fused blocks: two kernels a stage, where XLA takes nine.
+"""Candidate elimination behind fused blocks: one kernel a stage, where XLA takes nine, and one at the end, for four.
 
-One reads off where the template token looks; the other ranks the candidates and moves what stays. The same
-tokens as with candidates.select, in the same order, up to the rounding of scores.
+One ranks the candidates by where the template token looks, and moves what stays: the same tokens as with
+candidates.select, in the same order, up to the rounding of scores. The last normalises, and puts everything back
+on its cell.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -13,14 +13,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ostrack_jax.models.fused_products import RowSums, whole
+from ostrack_jax.models.fused_products import EPSILON, RowSums, row_mean, whole
 
 # Tokens that a program moves, and of how many columns.
 _ROWS = 32
 _COLUMNS = 64
-# Of a head's columns, read in one step.
-_LANES = 16
-_LOOK_WARPS = 8
 _MOVE_WARPS = 4
 
 
@@ -37,58 +34,6 @@ class Kept(NamedTuple):
   sums: RowSums
   index: jax.Array
   removed: jax.Array
-
-
-def _look_kernel(product_ref, looks_ref, *, row: int, num_heads: int):
-  count, packed_width = product_ref.shape
-  size = packed_width // (3 * num_heads)
-  head = pl.program_id(0)
-  tokens = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
-  inside = tokens < count
-
-  def step(number, so_far):
-    lanes = head * size + number * _LANES + jnp.arange(_LANES, dtype=jnp.int32)
-    query = triton.load(product_ref.at[row, lanes]).astype(jnp.float32)
-    at = product_ref.at[tokens[:, None], (num_heads * size + lanes)[None, :]]
-    keys = triton.load(at, mask=inside[:, None], other=0.0).astype(jnp.float32)
-    return so_far + (keys * query[None, :]).sum(axis=1)
-
-  zeros = jnp.zeros(tokens.shape, jnp.float32)
-  logits = jax.lax.fori_loop(0, size // _LANES, step, zeros) * (1 / math.sqrt(size))
-  logits = jnp.where(inside, logits, -jnp.inf)
-  weights = jnp.exp(logits - logits.max())
-  triton.store(looks_ref.at[head, tokens], weights / weights.sum(), mask=inside)
-
-
-def template_looks(product, row: int, num_heads: int, *, interpret: bool) -> jax.Array:
-  """Return the attention of one template token over all tokens.
-
-  Args:
-    product: [1, n, 3 h d] queries, keys and values of every head; d a multiple of 16.
-    row: which token looks.
-    interpret: run the kernel's steps as plain operations, on any device; for tests.
-
-  Returns:
-    [1, h, 1, n] float32, as candidates.template_attention.
-
-  Raises:
-    ValueError: d is no multiple of 16.
-  """
-  size = product.shape[2] // (3 * num_heads)
-  if size % _LANES:
-    raise ValueError(f"heads of {size} columns: fused blocks need a multiple of {_LANES}")
-  packed = product.reshape(product.shape[1:])
-  looks = pl.pallas_call(
-    functools.partial(_look_kernel, row=row, num_heads=num_heads),
-    grid=(num_heads,),
-    in_specs=[whole(packed.shape)],
-    out_specs=whole((num_heads, len(packed))),
-    out_shape=jax.ShapeDtypeStruct((num_heads, len(packed)), jnp.float32),
-    compiler_params=triton.CompilerParams(num_warps=_LOOK_WARPS),
-    interpret=interpret,
-    name="template_looks",
-  )(packed)
-  return looks[None, :, None]
 
 
 def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
@@ -147,10 +92,10 @@ def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: 
   Args:
     tokens: [1, Nz + n, d], template first; d a multiple of 64.
     sums: of these tokens.
-    looks: [1, h, 1, Nz + n] float32, of template_looks.
+    looks: [1, h, 1, Nz + n] float32, of packed_attention.attend_and_look.
     index: [1, n] int32 cells of the search grid that the candidates stand for.
     capacity: how many stay, less than n.
-    interpret: as for template_looks.
+    interpret: run the kernel's steps as plain operations, on any device; for tests.
   """
   _, total, width = tokens.shape
   count = index.shape[1]
@@ -177,3 +122,57 @@ def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: 
     name="eliminate",
   )(*inputs)
   return Kept(kept[None], RowSums(*kept_sums), kept_index[None], removed[None])
+
+
+def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_ref, *, num_z: int):
+  total, width = out_ref.shape
+  kept = index_ref.shape[0]
+  rows = pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32)
+  columns = pl.program_id(1) * _COLUMNS + jnp.arange(_COLUMNS, dtype=jnp.int32)
+  places = jnp.arange(pl.next_power_of_2(kept), dtype=jnp.int32)
+  cells = triton.load(index_ref.at[places], mask=places < kept, other=total)
+  is_mine = cells[None, :] == (rows - num_z)[:, None]
+  place = jnp.where(is_mine, places[None, :], 0).sum(axis=1)
+  is_kept = is_mine.astype(jnp.int32).sum(axis=1) > 0
+  is_template = rows < num_z
+  source = jnp.where(is_template, rows, num_z + place)
+  is_filled = is_template | is_kept
+  mean, square = (
+    row_mean(ref, source, width, is_filled[None, :]) for ref in (sums_ref, squares_ref)
+  )
+  factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
+  at = tokens_ref.at[source[:, None], columns[None, :]]
+  tokens = triton.load(at, mask=is_filled[:, None], other=0.0).astype(jnp.float32)
+  scale, bias = (triton.load(ends_ref.at[end, columns])[None, :] for end in (1, 2))
+  normed = (tokens - mean[:, None]) * factor[:, None] * scale + bias
+  filled = jnp.where(is_filled[:, None], normed, 0.0).astype(out_ref.dtype)
+  triton.store(out_ref.at[rows[:, None], columns[None, :]], filled, mask=(rows < total)[:, None])
+
+
+def restore(tokens, sums: RowSums, index, ends, num_cells: int, *, interpret: bool) -> jax.Array:
+  """Normalise what is left and put search tokens back on their cells, with zeros where none is.
+
+  Args:
+    tokens: [1, Nz + n, d], template first; d a multiple of 64.
+    sums: of these tokens.
+    index: [1, n] int32 cells of the search tokens.
+    ends: of fused_blocks.fold.
+    num_cells: of the search grid.
+    interpret: run the kernel's steps as plain operations, on any device; for tests.
+
+  Returns:
+    [1, Nz + num_cells, d] of tokens' type.
+  """
+  num_z, width = tokens.shape[1] - index.shape[1], tokens.shape[2]
+  inputs = (tokens[0], *sums, index[0], ends)
+  result = jax.ShapeDtypeStruct((num_z + num_cells, width), tokens.dtype)
+  return pl.pallas_call(
+    functools.partial(_restore_kernel, num_z=num_z),
+    grid=(pl.cdiv(num_z + num_cells, _ROWS), width // _COLUMNS),
+    in_specs=[whole(array.shape) for array in inputs],
+    out_specs=whole(result.shape),
+    out_shape=result,
+    compiler_params=triton.CompilerParams(num_warps=_MOVE_WARPS),
+    interpret=interpret,
+    name="restore",
+  )(*inputs)[None]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 class Tile(NamedTuple):
@@ -87,6 +87,14 @@ def _erf(x):
   return jnp.where(x < 0, -value, value)
 
 
+def row_mean(sums_ref, rows, count: int, mask=True):
+  """Return the mean over `count` columns of some rows, of their sums [parts, n]; in kernels. 0 where masked."""
+  parts = sums_ref.shape[0]
+  part = jnp.arange(pl.next_power_of_2(parts), dtype=jnp.int32)[:, None]
+  at = sums_ref.at[part, rows[None, :]]
+  return triton.load(at, mask=(part < parts) & mask, other=0.0).sum(axis=0) / count
+
+
 class _Place:
   """Where a program's part of the result lies."""
 
@@ -124,10 +132,7 @@ class _Place:
 
   def mean(self, sums_ref, count: int):
     """Return the mean over `count` columns of each row, of its sums [parts, n]."""
-    parts = sums_ref.shape[0]
-    part = jnp.arange(pl.next_power_of_2(parts), dtype=jnp.int32)
-    at = sums_ref.at[part[:, None], self.rows[None, :]]
-    return triton.load(at, mask=(part < parts)[:, None], other=0.0).sum(axis=0) / count
+    return row_mean(sums_ref, self.rows, count)
 
   def store_sums(self, ref, values):
     at = ref.at[pl.program_id(1), self._stored]
@@ -150,7 +155,7 @@ def _normed_kernel(
   product = place.product(x_ref, kernel_ref)
   mean, square = (place.mean(ref, x_ref.shape[1]) for ref in (sums_ref, squares_ref))
   variance = jnp.maximum(square - mean * mean, 0.0)
-  found = product * jax.lax.rsqrt(variance + _EPSILON)[:, None]
+  found = product * jax.lax.rsqrt(variance + EPSILON)[:, None]
   found += triton.load(shift_ref.at[start + place.columns])[None, :]
   if gelu:
     found = 0.5 * found * (1 + _erf(found * math.sqrt(0.5)))

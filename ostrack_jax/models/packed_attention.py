@@ -19,6 +19,8 @@ from ostrack_jax.models.fused_norm import by_sample
 # Tokens that a program answers; a power of two.
 _QUERIES = 64
 _WARPS = 4
+# Of a head's columns, in one step of looking.
+_LANES = 16
 # More tokens than these, of which 190 to 320 and 720 were tried, are faster in fewer and larger steps.
 _FEW = 512
 
@@ -106,11 +108,17 @@ def _product(left, right, axis: int):
 
 def _kernel(product_ref, *refs, num_heads: int):
   *shift_refs, mixed_ref = refs
+  place = pl.program_id(1), pl.program_id(2)
+  _attend(product_ref, shift_refs, mixed_ref, place, num_heads)
+
+
+def _attend(product_ref, shift_refs, mixed_ref, place, num_heads: int):
+  """Answer a block of tokens by one head; place is (head, block)."""
   count, packed_width = product_ref.shape
   keys = _steps(count).keys
   size = packed_width // (3 * num_heads)
-  head = pl.program_id(1)
-  rows = pl.program_id(2) * _QUERIES + jnp.arange(_QUERIES, dtype=jnp.int32)
+  head, block = place
+  rows = block * _QUERIES + jnp.arange(_QUERIES, dtype=jnp.int32)
   lanes = jnp.arange(size, dtype=jnp.int32)
 
   def load(part: int, tokens):
@@ -144,6 +152,78 @@ def _kernel(product_ref, *refs, num_heads: int):
   at = mixed_ref.at[rows[:, None], (head * size + lanes)[None, :]]
   mixed = (mixed / total[:, None]).astype(mixed_ref.dtype)
   triton.store(at, mixed, mask=(rows < count)[:, None])
+
+
+def _look(product_ref, looks_ref, head, row: int, num_heads: int):
+  """Write where a token looks by one head, [n]."""
+  count, packed_width = product_ref.shape
+  size = packed_width // (3 * num_heads)
+  tokens = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
+  inside = tokens < count
+
+  def step(number, so_far):
+    lanes = head * size + number * _LANES + jnp.arange(_LANES, dtype=jnp.int32)
+    query = triton.load(product_ref.at[row, lanes]).astype(jnp.float32)
+    at = product_ref.at[tokens[:, None], (num_heads * size + lanes)[None, :]]
+    keys = triton.load(at, mask=inside[:, None], other=0.0).astype(jnp.float32)
+    return so_far + (keys * query[None, :]).sum(axis=1)
+
+  zeros = jnp.zeros(tokens.shape, jnp.float32)
+  logits = jax.lax.fori_loop(0, size // _LANES, step, zeros) * (1 / math.sqrt(size))
+  logits = jnp.where(inside, logits, -jnp.inf)
+  weights = jnp.exp(logits - logits.max())
+  triton.store(looks_ref.at[head, tokens], weights / weights.sum(), mask=inside)
+
+
+def _attend_and_look_kernel(product_ref, mixed_ref, looks_ref, *, row: int, num_heads: int):
+  # One program a head more than attention has.
+  head, block = pl.program_id(1), pl.program_id(2)
+  is_looking = block == pl.cdiv(product_ref.shape[0], _QUERIES)
+
+  @pl.when(is_looking)
+  def _():
+    _look(product_ref, looks_ref, head, row, num_heads)
+
+  @pl.when(jnp.logical_not(is_looking))
+  def _():
+    _attend(product_ref, (), mixed_ref, (head, block), num_heads)
+
+
+def attend_and_look(product, row: int, num_heads: int, *, interpret: bool):
+  """Attend as attend_packed does, and say where one of the tokens looks.
+
+  Args:
+    product: [1, n, 3 h d] queries, keys and values of every head; d a power of two, from 16 to 128.
+    row: which token.
+    interpret: as for attend_packed.
+
+  Returns:
+    ([1, n, h d], [1, h, 1, n] float32 as candidates.template_attention).
+
+  Raises:
+    ValueError: d is no multiple of 16.
+  """
+  _, count, packed_width = product.shape
+  width = packed_width // 3
+  if width // num_heads % _LANES:
+    raise ValueError(f"heads of {width // num_heads} columns: {_LANES} are looked through at a time")
+  mixed, looks = pl.pallas_call(
+    functools.partial(_attend_and_look_kernel, row=row, num_heads=num_heads),
+    grid=(1, num_heads, pl.cdiv(count, _QUERIES) + 1),
+    in_specs=[pl.BlockSpec((None, count, packed_width), lambda *_: (0, 0, 0))],
+    out_specs=[
+      pl.BlockSpec((None, count, width), lambda *_: (0, 0, 0)),
+      pl.BlockSpec((num_heads, count), lambda *_: (0, 0)),
+    ],
+    out_shape=[
+      jax.ShapeDtypeStruct((1, count, width), product.dtype),
+      jax.ShapeDtypeStruct((num_heads, count), jnp.float32),
+    ],
+    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_steps(count).stages),
+    interpret=interpret,
+    name="attend_and_look",
+  )(product)
+  return mixed, looks[None, :, None]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ostrack_jax.models import candidates as candidates_lib
-from ostrack_jax.models import fused_norm
+from ostrack_jax.models import fused_blocks, fused_norm
 from ostrack_jax.models.candidates import PATCH_SIZE, Candidates
 from ostrack_jax.models.fused_blocks import FusedBlock
 from ostrack_jax.models.fused_norm import Branch, ResidualNorm
@@ -29,6 +29,15 @@ VARIANTS = {
 }
 
 
+def image_patches(images, dtype) -> jax.Array:
+  """Return [b, HW/256, 768] of [b, H, W, 3]: patches row by row, each by row, column and channel."""
+  side = PATCH_SIZE
+  batch, height, width, channels = images.shape
+  patches = images.reshape(batch, height // side, side, width // side, side, channels)
+  patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
+  return patches.astype(dtype)
+
+
 class PatchProjection(nn.Module):
   """A convolution whose stride is its kernel, as one matrix product: cuDNN takes four times as long."""
 
@@ -37,16 +46,12 @@ class PatchProjection(nn.Module):
 
   @nn.compact
   def __call__(self, images):
-    side = PATCH_SIZE
-    batch, height, width, channels = images.shape
-    kernel = self.param(
-      "kernel", nn.initializers.lecun_normal(), (side, side, channels, self.width)
-    )
+    shape = (PATCH_SIZE, PATCH_SIZE, images.shape[3], self.width)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    patches = images.reshape(batch, height // side, side, width // side, side, channels)
-    patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * channels)
     kernel = kernel.astype(self.dtype).reshape(-1, self.width)
-    tokens = patches.astype(self.dtype) @ kernel + bias.astype(self.dtype)[None, None, :]
+    patches = image_patches(images, self.dtype)
+    tokens = patches @ kernel + bias.astype(self.dtype)[None, None, :]
     return row_major(tokens)
 
 
@@ -210,6 +215,15 @@ class Backbone(nn.Module):
         tokens, branch = fused_norm.add(tokens, branch), None
     return self.norm(tokens, branch)[1]
 
+  def _embed(self, template, search):
+    """Return tokens [b, Nz + Nx, width] of both images, template first."""
+    z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
+    x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
+    if self.identity_embeddings:
+      z = z + self.template_segment_pos_embed.astype(self.dtype)
+      x = x + self.search_segment_pos_embed.astype(self.dtype)
+    return jnp.concatenate([z, x], axis=1)
+
   def __call__(
     self,
     template,
@@ -223,26 +237,25 @@ class Backbone(nn.Module):
     blocks_folded=None,
   ):
     """Return (features [b, Nz+Nx, width], removed, attention, inner features); see OSTrack.__call__."""
-    # What a block leaves pending is a Branch to be added or, of fused ones, the sums of its tokens.
+    # What is left pending is a Branch to be added or, of fused blocks, the sums of the tokens.
     blocks: list[Any] = self.blocks
-    if blocks_folded is not None:
+    num_z, num_x = (
+      image.shape[1] * image.shape[2] // PATCH_SIZE**2 for image in (template, search)
+    )
+    if blocks_folded is None:
+      tokens, branch = self._embed(template, search), None
+    else:
       blocks = [FusedBlock(blocks_folded, layer, self.num_heads) for layer in range(self.depth)]
-    z = self.patch_embed(template) + self.pos_embed_z.astype(self.dtype)
-    x = self.patch_embed(search) + self.pos_embed_x.astype(self.dtype)
-    if self.identity_embeddings:
-      z = z + self.template_segment_pos_embed.astype(self.dtype)
-      x = x + self.search_segment_pos_embed.astype(self.dtype)
-    num_z, num_x = z.shape[1], x.shape[1]
+      patches = [image_patches(image, self.dtype) for image in (template, search)]
+      tokens, branch = fused_blocks.embed(blocks_folded, jnp.concatenate(patches, axis=1))
     capacities = candidates_lib.stage_counts(num_x, self.keep_ratios)
     chosen = candidates_lib.template_token_indices(
       self.template_tokens, self.template_size // PATCH_SIZE
     )
     rows = tuple(range(num_z)) if chosen is None else chosen
 
-    tokens = jnp.concatenate([z, x], axis=1)
     index = jnp.broadcast_to(jnp.arange(num_x, dtype=jnp.int32)[None, :], (tokens.shape[0], num_x))
     alive = Candidates(index=index, valid=None)
-    branch = None
     offsets = self.offsets[None] if self.relative_positions else None
     removed, attention, inner = [], [], []
     drop_path = self._drop_path(tokens.shape[0], train)
@@ -295,8 +308,10 @@ class Backbone(nn.Module):
       if self.rematerialise:
         tokens, branch = fused_norm.add(tokens, branch), None
 
-    _, tokens = self.norm(tokens, None if blocks_folded is not None else branch)
-    features = _on_grid(tokens, alive, num_z, num_x)
+    if blocks_folded is not None:
+      features = fused_blocks.finish(blocks_folded, tokens, branch, alive.index, num_x)
+    else:
+      features = _on_grid(self.norm(tokens, branch)[1], alive, num_z, num_x)
     return features, tuple(removed), tuple(attention), tuple(inner)
 
 

@@ -125,9 +125,8 @@ def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeig
   if fuses_blocks(model, batch):
     backbone = params.pop("backbone")
     parts["blocks"] = fused_blocks.fold(backbone, model.dimensions()["depth"], dtype)
-    params["backbone"] = {
-      name: value for name, value in backbone.items() if not name.startswith("blocks_")
-    }
+    # The model asks for position tables, also where it takes the folded ones.
+    params["backbone"] = {name: value for name, value in backbone.items() if "pos_embed" in name}
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
     if path[0] == "blocks" or path[-1] == "kernel" or path[-1].startswith("pos_embed"):

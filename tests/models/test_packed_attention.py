@@ -46,6 +46,40 @@ def test_the_kernel_equals_attention_by_hand(count, has_shift):
   np.testing.assert_allclose(found, _by_hand(packed, 2), atol=2e-6)
 
 
+def _looks_by_hand(product, row: int, num_heads: int) -> np.ndarray:
+  _, count, width = product.shape
+  size = width // (3 * num_heads)
+  parts = np.asarray(product, np.float64).reshape(count, 3, num_heads, size)
+  logits = np.einsum("hd,nhd->hn", parts[row, 0], parts[:, 1]) / np.sqrt(size)
+  weights = np.exp(logits)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("count", [64, 71, 150])
+def test_where_a_token_looks_comes_along(count):
+  product = _packed(1, count, 3, 32).product
+  found = packed_attention.attend_and_look(product, 2, 3, interpret=True)
+  np.testing.assert_allclose(found[0], _by_hand(Packed(product, None), 3), atol=2e-6)
+  assert found[1].shape == (1, 3, 1, count)
+  np.testing.assert_allclose(found[1][0, :, 0], _looks_by_hand(product, 2, 3), rtol=2e-5)
+
+
+def test_heads_that_cannot_be_looked_through_are_refused():
+  with pytest.raises(ValueError, match="heads of 8 columns"):
+    packed_attention.attend_and_look(jnp.zeros((1, 5, 72)), 0, 3, interpret=True)
+
+
+@pytest.mark.skipif(not attention.is_hopper(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("count", [190, 320, 427, 720])
+def test_compiled_it_looks_and_attends_alike(count, dtype):
+  product = _packed(1, count, 12, 64, dtype).product
+  mixed, looks = packed_attention.attend_and_look(product, 27, 12, interpret=False)
+  alone = packed_attention.attend_packed(12, False, Packed(product, None))
+  np.testing.assert_array_equal(mixed, alone)
+  np.testing.assert_allclose(looks[0, :, 0], _looks_by_hand(product, 27, 12), rtol=1e-4, atol=1e-7)
+
+
 def test_gradients_are_those_of_the_plain_operations():
   packed = _packed(2, 5, 2, 16)
   weights = jax.random.normal(jax.random.key(1), (2, 5, 32))
