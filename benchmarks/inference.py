@@ -5,8 +5,8 @@
   python -m benchmarks.inference --rows=network --batch_sizes=1 --profile=runs/trace
 
 Random weights, ViT-B. Medians; every call is waited for, but for a known video. With and without elimination, and
-ours and the peer, take turns, for the first seconds of a known video are slower. The floor of the network is its
-weights read once, at the memory's speed, and its arithmetic at the device's peak.
+ours and the peer, which has a process of its own, take turns. The floor of the network is its weights read
+once, at the memory's speed, and its arithmetic at the device's peak.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 # Not all of the GPU's memory is ours beside the peer.
@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.peer_process import PeerProcess, PeerStep, call_times
 from ostrack_jax import Tracker, command_line, loading
 from ostrack_jax.description import describe
 from ostrack_jax.evaluation.results import write_text
@@ -55,25 +56,22 @@ flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
 _Name = TypeVar("_Name", bound=Hashable)
 _WARM_UP = 5
-_TURNS = 3
+_TURNS = 12
+_VIDEO_TURNS = 3
 _BOX_XYWH = (600.0, 300.0, 90.0, 120.0)
 # Bytes a second.
 _MEMORY_SPEEDS = {"H100": 3.35e12, "H200": 4.8e12, "A100": 2.04e12}
 
 
-def median_ms(steps: dict[_Name, Callable[[], object]]) -> dict[_Name, float]:
+def median_ms(steps: Mapping[_Name, Callable[[], object] | PeerStep]) -> dict[_Name, float]:
   """Return the median time of each step in milliseconds; they take turns."""
   times: dict[_Name, list[float]] = {name: [] for name in steps}
-  for step in steps.values():
-    for _ in range(_WARM_UP):
-      step()
-  for _ in range(_TURNS):
+  for turn in range(-_WARM_UP, _TURNS):
     for name, step in steps.items():
-      end = time.perf_counter() + FLAGS.seconds / _TURNS
-      while not times[name] or time.perf_counter() < end:
-        began = time.perf_counter()
-        step()
-        times[name].append(time.perf_counter() - began)
+      seconds = 0 if turn < 0 else FLAGS.seconds / _TURNS
+      took = step.times(seconds) if isinstance(step, PeerStep) else call_times(step, seconds)
+      if turn >= 0:
+        times[name] += took
   return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
@@ -152,10 +150,10 @@ def queued_ms(trackers: dict[float, Tracker]) -> dict[float, float]:
     list(tracker.follow(frames))
   times: dict[float, list[float]] = {name: [] for name in trackers}
   # The first seconds of a process are slower than what follows.
-  for turn in range(-_TURNS, _TURNS):
+  for turn in range(-_VIDEO_TURNS, _VIDEO_TURNS):
     for name, tracker in trackers.items():
       count, began = 0, time.perf_counter()
-      for _ in tracker.follow(_until(began + FLAGS.seconds / _TURNS, frames)):
+      for _ in tracker.follow(_until(began + FLAGS.seconds / _VIDEO_TURNS, frames)):
         count += 1
       if turn >= 0:
         times[name].append((time.perf_counter() - began) / count)
@@ -198,19 +196,22 @@ def seconds_to_first_box(model: OSTrack, variables) -> dict[str, float]:
 
 
 def _network_rows(
-  search_size: int, models: dict[float, OSTrack], variables: dict[float, Any], batch_size: int
+  search_size: int,
+  models: dict[float, OSTrack],
+  variables: dict[float, Any],
+  batch_size: int,
+  peer: PeerProcess | None,
 ) -> list[dict]:
   """Measure the network alone by keep ratio, the peer beside it."""
-  steps = {
-    ("ours", ratio): network_step(model, variables[ratio], batch_size)
-    for ratio, model in models.items()
+  ours_by_ratio = {
+    ratio: network_step(model, variables[ratio], batch_size) for ratio, model in models.items()
   }
-  if FLAGS.peer:
-    from benchmarks import torch_peer
-
-    steps |= {
-      ("peer", ratio): torch_peer.make_step(search_size, ratio, batch_size) for ratio in models
-    }
+  steps: dict[tuple[str, float], Callable[[], object] | PeerStep] = {
+    ("ours", ratio): step for ratio, step in ours_by_ratio.items()
+  }
+  if peer is not None:
+    for ratio in models:
+      steps["peer", ratio] = peer.make_step(search_size, ratio, batch_size)
   found, rows = median_ms(steps), []
   for ratio, model in models.items():
     ours = found["ours", ratio]
@@ -219,10 +220,10 @@ def _network_rows(
     text = f"network {search_size}, keep {ratio:g}, batch {batch_size}: {ours:.3f} ms"
     if batch_size > 1:
       text += f", {row['ms_per_image']:.4f} an image"
-    if FLAGS.peer:
-      peer = found["peer", ratio]
-      row |= {"peer_ms": peer, "times_faster": peer / ours}
-      text += f"; PyTorch {peer:.3f} ms, ours {row['times_faster']:.2f} times as fast"
+    if peer is not None:
+      theirs = found["peer", ratio]
+      row |= {"peer_ms": theirs, "times_faster": theirs / ours}
+      text += f"; PyTorch {theirs:.3f} ms, ours {row['times_faster']:.2f} times as fast"
     floor = floor_ms(model, batch_size)
     if floor is not None:
       row["floor_ms"] = floor
@@ -232,7 +233,7 @@ def _network_rows(
     if FLAGS.profile:
       with jax.profiler.trace(f"{FLAGS.profile}/{search_size}-{ratio:g}-{batch_size}"):
         for _ in range(_WARM_UP):
-          steps["ours", ratio]()
+          ours_by_ratio[ratio]()
   return rows
 
 
@@ -246,8 +247,8 @@ def _video_rows(row: str, search_size: int, found_ms: dict[float, float]) -> lis
   ]
 
 
-def measure(search_size: int) -> list[dict]:
-  """Measure the rows of one search size, all keep ratios in turns."""
+def measure(search_size: int, peer: PeerProcess | None) -> list[dict]:
+  """Measure the rows of one search size, all keep ratios in turns, the network beside the peer's if there is one."""
   models = {ratio: make_model(search_size, ratio) for ratio in map(float, FLAGS.keep_ratios)}
   variables = {
     ratio: jax.block_until_ready(init_variables(model, 0)) for ratio, model in models.items()
@@ -255,7 +256,7 @@ def measure(search_size: int) -> list[dict]:
   rows: list[dict] = []
   if "network" in FLAGS.rows:
     for batch_size in map(int, FLAGS.batch_sizes):
-      rows += _network_rows(search_size, models, variables, batch_size)
+      rows += _network_rows(search_size, models, variables, batch_size, peer)
   if "step" in FLAGS.rows:
     steps = {ratio: tracking_step(model, variables[ratio]) for ratio, model in models.items()}
     rows += _video_rows("step", search_size, median_ms(steps))
@@ -277,7 +278,10 @@ def main(argv: list[str]) -> None:
     raise SystemExit(f"benchmarks.inference: --rows {sorted(unknown)} unknown")
   device = jax.devices()[0]
   print(f"{device.device_kind}, jax {jax.__version__}")
-  rows = [row for size in map(int, FLAGS.search_sizes) for row in measure(size)]
+  peer = PeerProcess() if FLAGS.peer else None
+  rows = [row for size in map(int, FLAGS.search_sizes) for row in measure(size, peer)]
+  if peer is not None:
+    peer.close()
   if FLAGS.output:
     about = {"device": device.device_kind, "jax": jax.__version__, "rows": rows}
     write_text(pathlib.Path(FLAGS.output), json.dumps(about, indent=2) + "\n")

@@ -2,12 +2,14 @@
 
 On CUDA in float16, compiled with CUDA graphs, which was the fastest form that was tried; on a CPU in
 float32, eagerly. Elimination has static shapes, as in ours, without which it could not be captured. Weights are random: only the time counts. Needs torch,
-which the package does not.
+which the package does not. Runs in a process of its own, see peer_process.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from benchmarks import peer_process
 
 _WIDTH, _DEPTH, _HEADS, _PATCH, _CHANNELS = 768, 12, 12, 16, 256
 
@@ -121,3 +123,7 @@ def make_step(search_size: int, keep_ratio: float, batch_size: int):
       return forward(template, search).cpu()
 
   return step
+
+
+if __name__ == "__main__":
+  peer_process.serve(make_step)

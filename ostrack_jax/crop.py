@@ -50,7 +50,7 @@ def crop_window(box_xywh, factor: float) -> CropWindow:
 
 
 def crop_square(
-  image: np.ndarray, box_xywh, factor: float, output_size: int
+  image: np.ndarray, box_xywh, factor: float, output_size: int, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
   """Cut the square around a box, pad with black, and resize.
 
@@ -59,6 +59,7 @@ def crop_square(
     box_xywh: four numbers, pixels of the frame.
     factor: crop side over sqrt(w * h).
     output_size: side of the result in pixels.
+    out: where to write the crop, contiguous; None for a new array.
 
   Returns:
     The crop [output_size, output_size, 3] uint8, and the resize factor (crop pixels per frame pixel).
@@ -71,11 +72,14 @@ def crop_square(
     window.y1 + top : max(window.y1 + window.side - bottom, 0),
     window.x1 + left : max(window.x1 + window.side - right, 0),
   ]
+  if out is None:
+    out = np.empty((output_size, output_size, 3), np.uint8)
   if inner.size == 0:
-    return np.zeros((output_size, output_size, 3), np.uint8), output_size / window.side
+    out[:] = 0
+    return out, output_size / window.side
   if left or top or right or bottom:
     inner = cv2.copyMakeBorder(inner, top, bottom, left, right, cv2.BORDER_CONSTANT, value=0)
-  return cv2.resize(inner, (output_size, output_size)), output_size / window.side
+  return cv2.resize(inner, (output_size, output_size), dst=out), output_size / window.side
 
 
 def crop_padding_mask(window: CropWindow, height: int, width: int) -> np.ndarray:

@@ -143,3 +143,13 @@ def test_pixels_and_boxes_move_into_the_crop_alike():
     tolerance = 0.5 * resize_factor + 0.5 + 1e-6
     np.testing.assert_allclose(mapped[:2] + mapped[2:] / 2, centre, atol=tolerance)
     np.testing.assert_allclose(mapped[2:], extent, atol=0.35)
+
+
+@pytest.mark.parametrize("box", [[30, 20, 16, 9], [70, 50, 10, 10], [500, 500, 10, 10]])
+def test_a_crop_is_written_where_it_is_wanted(box):
+  want, factor = crop.crop_square(_ramp_image(), box, 4, 32)
+  room = np.full((2, 32, 32, 3), 9, np.uint8)
+  found, same_factor = crop.crop_square(_ramp_image(), box, 4, 32, out=room[1])
+  assert np.shares_memory(found, room) and same_factor == factor
+  np.testing.assert_array_equal(room[1], want)
+  assert (room[0] == 9).all()

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ostrack_jax.models import head
-from ostrack_jax.models.attention import suits_batches
+from ostrack_jax.models import attention, fused_head, head
 
 _LAYERS = 4
 _EPSILON = 1e-5
@@ -30,11 +29,12 @@ def fold(
 
   Returns:
     conv1: kernel [9 d, 3 c], of all branches. conv2 to conv4: kernel [3, 9 c_in, c_out]. conv5: kernel
-    [3, c_in, 2] float32; the score's second output is zero. Biases [3, c_out] float32. The 9 c_in inputs
-    are ordered by row, column and channel. Inputs come first: on CPUs the other way round costs a
-    twentieth of the network, for turning the first kernel in every call.
+    [3, c_in, 2] float32; the score's second output is zero. The 9 c_in inputs are ordered by row, column and
+    channel. Inputs come first: on CPUs the other way round costs a twentieth of the network, for turning the
+    first kernel in every call. Biases [3, c_out] float32, those of conv2 to conv4 one after another in `later`.
   """
   folded: dict[str, dict[str, np.ndarray]] = {}
+  later = []
   for layer in range(1, _LAYERS + 1):
     kernels, biases = [], []
     for branch in head.BRANCHES:
@@ -46,10 +46,13 @@ def fold(
       kernels.append(kernel.reshape(-1, len(factor)))
       biases.append((conv["bias"] - running["mean"]) * factor + norm["bias"])
     kernel = np.concatenate(kernels, axis=1) if layer == 1 else np.stack(kernels)
-    folded[f"conv{layer}"] = {
-      "kernel": kernel.astype(np.float32).astype(dtype),
-      "bias": np.stack(biases).astype(np.float32),
-    }
+    folded[f"conv{layer}"] = {"kernel": kernel.astype(np.float32).astype(dtype)}
+    bias = np.stack(biases).astype(np.float32)
+    if layer == 1:
+      folded["conv1"]["bias"] = bias
+    else:
+      later.append(bias)
+  folded["later"] = {"biases": np.concatenate(later, axis=1)}
   last = [_doubles(params[f"conv{_LAYERS + 1}_{branch}"]) for branch in head.BRANCHES]
   outputs = max(head.BRANCHES.values())
   kernels = [_padded(one["kernel"][0, 0], outputs) for one in last]
@@ -71,22 +74,37 @@ def _padded(array: np.ndarray, count: int) -> np.ndarray:
 
 
 def apply(
-  folded: Mapping[str, Mapping[str, jax.Array]], features
+  folded: Mapping[str, Mapping[str, jax.Array]], features, is_fused: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Map [b, F, F, d] to (score_map [b,F,F,1], size_map [b,F,F,2], offset_map [b,F,F,2]), as CenterHead."""
+  """Map [b, F, F, d] to (score_map [b,F,F,1], size_map [b,F,F,2], offset_map [b,F,F,2]), as CenterHead.
+
+  Args:
+    is_fused: run layers 2 to 4 as the kernels of fused_head where these can; for one sample.
+  """
   batch, grid = features.shape[:2]
   dtype = folded["conv1"]["kernel"].dtype
   branches = len(head.BRANCHES)
   # As products of gathered neighbourhoods, but for batches on a GPU, where those cost more than they save.
-  layer_of = _convolve if suits_batches(batch, dtype) else _multiply
+  layer_of = _convolve if attention.suits_batches(batch, dtype) else _multiply
   kernel = folded["conv1"]["kernel"]
   x = layer_of(features.astype(dtype)[None], kernel[None])[0]
-  x = x.reshape(batch, grid, grid, branches, -1).transpose(3, 0, 1, 2, 4)
-  for layer in range(1, _LAYERS + 1):
-    if layer > 1:
-      x = layer_of(x, folded[f"conv{layer}"]["kernel"])
-    bias = folded[f"conv{layer}"]["bias"][:, None, None, None, :]
-    x = jax.nn.relu(x.astype(jnp.float32) + bias).astype(dtype)
+  x = x.reshape(batch, grid, grid, branches, -1)
+  x = _activated(x, folded["conv1"]["bias"][None, None, None], dtype)
+  kernels = [folded[f"conv{layer}"]["kernel"] for layer in range(2, _LAYERS + 1)]
+  biases, start = folded["later"]["biases"], 0
+  if is_fused and all(map(fused_head.suits, kernels)):
+    cells = x.reshape(grid * grid, -1)
+    interpret = not attention.has_kernels(dtype)
+    for kernel in kernels:
+      cells = fused_head.convolved(cells, kernel, biases, start, interpret=interpret)
+      start += kernel.shape[-1]
+    x = cells.reshape(*x.shape[:-1], -1).transpose(3, 0, 1, 2, 4)
+  else:
+    x = x.transpose(3, 0, 1, 2, 4)
+    for kernel in kernels:
+      bias = biases[:, None, None, None, start : start + kernel.shape[-1]]
+      x = _activated(layer_of(x, kernel), bias, dtype)
+      start += kernel.shape[-1]
   last = folded[f"conv{_LAYERS + 1}"]
   maps = jnp.einsum("gbhwi,gio->gbhwo", x.astype(jnp.float32), last["kernel"])
   maps = maps + last["bias"][:, None, None, None, :]
@@ -99,6 +117,10 @@ def apply(
     head.clamped_sigmoid(found["size"]),
     found["offset"],
   )
+
+
+def _activated(x, bias, dtype):
+  return jax.nn.relu(x.astype(jnp.float32) + bias).astype(dtype)
 
 
 def _multiply(x, kernel):

@@ -264,7 +264,7 @@ class OSTrack(nn.Module):
     search_features = related.reshape(search.shape[0], grid, grid, -1).astype(dtype)
     score_map, size_map, offset_map = None, None, None
     if head_folded is not None:
-      found = folded_head.apply(head_folded, search_features)
+      found = folded_head.apply(head_folded, search_features, blocks_folded is not None)
     else:
       found = self.box_head(search_features, train, batch_norm_groups, batch_norm_shards)
     found = cast(tuple[jax.Array, ...], found)

@@ -206,7 +206,9 @@ def attend_and_look(product, row: int, num_heads: int, *, interpret: bool):
   _, count, packed_width = product.shape
   width = packed_width // 3
   if width // num_heads % _LANES:
-    raise ValueError(f"heads of {width // num_heads} columns: {_LANES} are looked through at a time")
+    raise ValueError(
+      f"heads of {width // num_heads} columns: {_LANES} are looked through at a time"
+    )
   mixed, looks = pl.pallas_call(
     functools.partial(_attend_and_look_kernel, row=row, num_heads=num_heads),
     grid=(1, num_heads, pl.cdiv(count, _QUERIES) + 1),

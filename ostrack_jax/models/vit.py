@@ -237,13 +237,14 @@ class Backbone(nn.Module):
     blocks_folded=None,
   ):
     """Return (features [b, Nz+Nx, width], removed, attention, inner features); see OSTrack.__call__."""
-    # What is left pending is a Branch to be added or, of fused blocks, the sums of the tokens.
     blocks: list[Any] = self.blocks
+    # What is left pending is a Branch to be added or, of fused blocks, the sums of the tokens.
+    branch: Any = None
     num_z, num_x = (
       image.shape[1] * image.shape[2] // PATCH_SIZE**2 for image in (template, search)
     )
     if blocks_folded is None:
-      tokens, branch = self._embed(template, search), None
+      tokens = self._embed(template, search)
     else:
       blocks = [FusedBlock(blocks_folded, layer, self.num_heads) for layer in range(self.depth)]
       patches = [image_patches(image, self.dtype) for image in (template, search)]

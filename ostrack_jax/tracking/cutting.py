@@ -93,12 +93,17 @@ def checked_frame(frame, frame_size: tuple[int, int]) -> np.ndarray:
 
 
 def cut_search(
-  frame, box_xywh, search_size: int, search_factor: float, frame_size: tuple[int, int]
+  frame,
+  box_xywh,
+  search_size: int,
+  search_factor: float,
+  frame_size: tuple[int, int],
+  out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel.
+  """Cut the search region around a box: [S, S, 3] uint8, and crop pixels per frame pixel; out as for crop_square.
 
   Raises:
     ValueError: as checked_frame.
   """
   frame = checked_frame(frame, frame_size)
-  return crop.crop_square(frame, box_xywh, search_factor, search_size)
+  return crop.crop_square(frame, box_xywh, search_factor, search_size, out)

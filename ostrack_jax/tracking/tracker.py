@@ -23,6 +23,7 @@ from ostrack_jax.tracking.cutting import (
   cut_template,
 )
 from ostrack_jax.tracking.result import NO_BOX, TrackResult, result_of
+from ostrack_jax.tracking.staging import Staging, on_device
 from ostrack_jax.tracking.waiting import fetch
 from ostrack_jax.tracking.weights import TrackableCheckpoint, TrackingWeights, prepare
 
@@ -100,7 +101,7 @@ def locate(model: OSTrack, weights, template, search, window, template_mask=None
     model: static.
     weights: of weights.prepare.
     template: of remember.
-    search: [b, S, S, 3] uint8.
+    search: [b, S, S, 3] uint8, on the device or in pinned memory of the host.
     window: [F, F] weights of the score map, head.hann_window(F).
     template_mask: [b, Nz] bool, for template_tokens `ground_truth_box`.
     weighing: a confidence.Weighing of the checkpoint's calibrator, if there is one.
@@ -110,6 +111,7 @@ def locate(model: OSTrack, weights, template, search, window, template_mask=None
     scores; with weighing [b, 6], also confidences. In one array, since each is fetched by itself, and in
     the host's memory: a fetch that starts only then takes as long as a third of the network.
   """
+  search = on_device(search)
   box, *said = _locate(model, weights, template, search, window, template_mask, weighing)
   return _told(box, said)
 
@@ -209,6 +211,8 @@ class Tracker:
     self.calibrator, self._weighing = confidence.on_device(
       checkpoint, self.search_factor, self.template_factor, self._device
     )
+    size = self.model.search_size
+    self._staging = Staging((1, size, size, 3), self._device)
     self._state: TrackState | None = None
 
   def init(self, frame, box_xywh) -> None:
@@ -243,15 +247,16 @@ class Tracker:
       ValueError: the frame cannot be used, or the network gives a box that is not finite.
     """
     state = self._started("update")
-    search, resize_factor = cut_search(
-      frame, state.box_xywh, self.model.search_size, self.search_factor, state.frame_size
+    (room,) = self._staging.room
+    _, resize_factor = cut_search(
+      frame, state.box_xywh, len(room), self.search_factor, state.frame_size, out=room
     )
     (found,) = fetch(
       locate(
         self.model,
         self._weights,
         state.template,
-        search[None],
+        self._staging.given,
         self._window,
         state.template_mask,
         self._weighing,
@@ -264,7 +269,7 @@ class Tracker:
     self._state = dataclasses.replace(state, box_xywh=box)
     return result_of(box, found[4], found[5:], self.calibrator)
 
-  def follow(self, frames: Iterable[np.ndarray], ahead: int = 4) -> Generator[TrackResult]:
+  def follow(self, frames: Iterable[np.ndarray], ahead: int = 6) -> Generator[TrackResult]:
     """Find the target in one frame after another, with the next ones on their way to the device.
 
     The search region of a frame is cut on the device, around a box that never left it. So the device
@@ -284,7 +289,9 @@ class Tracker:
       raise ValueError(f"ahead {ahead} is too small; expected at least 1")
     size = jax.device_put(np.array(state.frame_size, np.int32), self._device)
     box = jax.device_put(state.box_xywh[None].astype(np.float32), self._device)
-    # A copy waits for all that the device was told before, so a frame is sent before others are searched.
+    # A copy waits for all that the device was told before, so a frame is sent before others are searched. A thread
+    # prepares it, and whoever searches it earlier waits for that: so all but two of the frames ahead are on their way.
+    most_sent = max(ahead - 2, ahead // 2)
     sent, pending = collections.deque[jax.Array](), collections.deque[jax.Array]()
     error, frames = None, iter(frames)
     while True:
@@ -297,7 +304,7 @@ class Tracker:
         error, frame = raised, None
       if frame is not None:
         sent.append(jax.device_put(frame, self._device))
-      while sent and (frame is None or len(sent) > ahead // 2):
+      while sent and (frame is None or len(sent) > most_sent):
         search, side = device_crop.crop_squares(
           sent.popleft(), box, self.search_factor, self.model.search_size
         )
