@@ -15,10 +15,10 @@ from jax.experimental.pallas import triton
 
 from ostrack_jax.models.fused_products import EPSILON, RowSums, row_mean, whole
 
-# Tokens that a program moves, and of how many columns.
-_ROWS = 32
-_COLUMNS = 64
-_MOVE_WARPS = 4
+# Tokens that a program moves, and of how many columns at most: the fastest of ten on an H200.
+_ROWS = 16
+_COLUMNS = 128
+_WARPS = 4
 
 
 class Kept(NamedTuple):
@@ -36,40 +36,54 @@ class Kept(NamedTuple):
   removed: jax.Array
 
 
+def _columns(width: int) -> int:
+  """Return how many columns a program moves: a power of two."""
+  return min(_COLUMNS, width & -width)
+
+
+def _programs(rows: int, width: int) -> tuple[int, int]:
+  return pl.cdiv(rows, _ROWS), width // _columns(width)
+
+
+def _rows_and_columns(width: int) -> tuple[jax.Array, jax.Array]:
+  """Return which rows and columns of an array this program moves."""
+  columns = _columns(width)
+  return (
+    pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32),
+    pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32),
+  )
+
+
 def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
   *sums_refs, kept_ref, kept_index_ref, removed_ref = refs
   sums_refs, kept_sums_refs = sums_refs[:2], sums_refs[2:]
   heads, total = looks_ref.shape
   count, capacity = total - num_z, kept_index_ref.shape[0]
-  rows = pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32)
+  rows, columns = _rows_and_columns(kept_ref.shape[1])
+  # Read before it is known where they go, or whether they stay.
+  is_inside = (rows < total)[:, None]
+  tokens = triton.load(tokens_ref.at[rows[:, None], columns[None, :]], mask=is_inside, other=0.0)
+
+  others = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
+  head = jnp.arange(pl.next_power_of_2(heads), dtype=jnp.int32)
+  at = looks_ref.at[head[:, None], (num_z + others)[None, :]]
+  is_look = (head < heads)[:, None] & (others < count)[None, :]
+  theirs = triton.load(at, mask=is_look, other=0.0).sum(axis=0)
+  # Of NaN, too, there is an order: else two candidates could have one place, and others none.
+  theirs = jnp.where(jnp.isnan(theirs), -0.5, theirs)
+  theirs = jnp.where(others < count, theirs, -1.0)[None, :]
   position = rows - num_z
   is_candidate = (position >= 0) & (position < count)
-  others = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
-
-  def scores(positions, inside):
-    # Head by head, so that the same sums come out for a program's own candidates and for all: a reduction may
-    # add in an order that depends on how many there are.
-    found = jnp.zeros(positions.shape, jnp.float32)
-    for head in range(heads):
-      found += triton.load(looks_ref.at[head, num_z + positions], mask=inside, other=0.0)
-    # Of NaN, too, there is an order: else two candidates could have one place, and others none.
-    found = jnp.where(jnp.isnan(found), -0.5, found)
-    return jnp.where(inside, found, -1.0)
-
-  mine = scores(position, is_candidate)[:, None]
-  theirs = scores(others, others < count)[None, :]
+  # Picked from all, for a sum over heads of its own could be rounded otherwise.
+  mine = jnp.where(others[None, :] == position[:, None], theirs, 0.0).sum(axis=1)[:, None]
   is_better = (theirs > mine) | ((theirs == mine) & (others[None, :] < position[:, None]))
   rank = is_better.astype(jnp.int32).sum(axis=1)
   stays = is_candidate & (rank < capacity)
   # What does not stay has no place; one outside is never written to.
   place = jnp.where(stays, num_z + rank, jnp.where(position < 0, rows, kept_ref.shape[0]))
   is_placed = stays | (position < 0)
-
-  columns = pl.program_id(1) * _COLUMNS + jnp.arange(_COLUMNS, dtype=jnp.int32)
-  moved = triton.load(
-    tokens_ref.at[rows[:, None], columns[None, :]], mask=is_placed[:, None], other=0.0
-  )
-  triton.store(kept_ref.at[place[:, None], columns[None, :]], moved, mask=is_placed[:, None])
+  at = kept_ref.at[place[:, None], columns[None, :]]
+  triton.store(at, tokens, mask=is_placed[:, None])
 
   # Once for all columns.
   is_first = pl.program_id(1) == 0
@@ -113,11 +127,11 @@ def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: 
   inputs = (looks, index, tokens, *sums)
   *kept_sums, kept, kept_index, removed = pl.pallas_call(
     functools.partial(_move_kernel, num_z=num_z),
-    grid=(pl.cdiv(total, _ROWS), width // _COLUMNS),
+    grid=_programs(total, width),
     in_specs=[whole(array.shape) for array in inputs],
     out_specs=[whole(result.shape) for result in results],
     out_shape=results,
-    compiler_params=triton.CompilerParams(num_warps=_MOVE_WARPS),
+    compiler_params=triton.CompilerParams(num_warps=_WARPS),
     interpret=interpret,
     name="eliminate",
   )(*inputs)
@@ -127,8 +141,7 @@ def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: 
 def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_ref, *, num_z: int):
   total, width = out_ref.shape
   kept = index_ref.shape[0]
-  rows = pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32)
-  columns = pl.program_id(1) * _COLUMNS + jnp.arange(_COLUMNS, dtype=jnp.int32)
+  rows, columns = _rows_and_columns(width)
   places = jnp.arange(pl.next_power_of_2(kept), dtype=jnp.int32)
   cells = triton.load(index_ref.at[places], mask=places < kept, other=total)
   is_mine = cells[None, :] == (rows - num_z)[:, None]
@@ -168,11 +181,11 @@ def restore(tokens, sums: RowSums, index, ends, num_cells: int, *, interpret: bo
   result = jax.ShapeDtypeStruct((num_z + num_cells, width), tokens.dtype)
   return pl.pallas_call(
     functools.partial(_restore_kernel, num_z=num_z),
-    grid=(pl.cdiv(num_z + num_cells, _ROWS), width // _COLUMNS),
+    grid=_programs(num_z + num_cells, width),
     in_specs=[whole(array.shape) for array in inputs],
     out_specs=whole(result.shape),
     out_shape=result,
-    compiler_params=triton.CompilerParams(num_warps=_MOVE_WARPS),
+    compiler_params=triton.CompilerParams(num_warps=_WARPS),
     interpret=interpret,
     name="restore",
   )(*inputs)[None]
