@@ -22,6 +22,8 @@ from data_pipelines import context, frame_index, shards, sources, workers
 from data_pipelines.builders import frame_records
 
 _WORK = ".preparing"
+# Of the progress bar at what workers did.
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def prepare(
@@ -260,10 +262,18 @@ def _write_all(tasks: list[shards.ShardTask], label: str, num_workers: int) -> N
 
 
 def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) -> None:
-  progress = multiprocessing.get_context("spawn").SimpleQueue()
+  progress, is_over = multiprocessing.get_context("spawn").SimpleQueue(), threading.Event()
 
   def show():
-    while progress.get() is not None:
+    # Asks whether it is over: nobody could tell it through the queue, whose lock a worker keeps that ended while it
+    # was putting something there.
+    while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+      update()
+    update()
+
+  def update():
+    while not progress.empty():
+      progress.get()
       bar.update()
 
   thread = threading.Thread(target=show, daemon=True)
@@ -276,7 +286,7 @@ def _write_in_processes(waiting: list[shards.ShardTask], bar, num_workers: int) 
       for future in concurrent.futures.as_completed(running):
         future.result()
   finally:
-    progress.put(None)
+    is_over.set()
     thread.join()
 
 

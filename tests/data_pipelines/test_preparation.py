@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cv2
@@ -248,17 +249,39 @@ class Vanishing(SequenceFolder):
   name = "vanishing"
 
   def read_sequence(self, split, key):
+    (self.root / "read").touch()
     os._exit(1)
 
 
-def test_a_worker_that_vanishes_is_explained(tmp_path, monkeypatch):
-  # The worker imports this module by this name.
-  monkeypatch.setenv("PYTHONPATH", os.fspath(pathlib.Path(__file__).parent))
+class VanishingInTheMiddle(Vanishing):
+  """The same while it tells how far it is, as a worker that is ended may."""
+
+  name = "vanishing_in_the_middle"
+
+  def read_sequence(self, split, key):
+    shards._progress._wlock.acquire()
+    super().read_sequence(split, key)
+
+
+@pytest.mark.parametrize("builder", [Vanishing, VanishingInTheMiddle])
+def test_a_worker_that_vanishes_is_explained(builder, tmp_path, monkeypatch):
+  # The worker imports this module by this name, from where its parent would.
+  monkeypatch.syspath_prepend(os.fspath(pathlib.Path(__file__).parent))
   monkeypatch.setitem(sys.modules, "test_preparation", sys.modules[__name__])
-  monkeypatch.setattr(Vanishing, "__module__", "test_preparation")
-  raw = write_raw(tmp_path / "raw", "ab")
-  with pytest.raises(ChildProcessError, match="worker process died"):
-    preparation.prepare_folder(Vanishing, raw, tmp_path / "data", "mine", num_workers=1)
+  monkeypatch.setattr(builder, "__module__", "test_preparation")
+  raw, said = write_raw(tmp_path / "raw", "ab"), []
+
+  def prepare():
+    with pytest.raises(ChildProcessError, match="worker process died"):
+      preparation.prepare_folder(builder, raw, tmp_path / "data", "mine", num_workers=1)
+    said.append(True)
+
+  # Not here, where it could wait for ever.
+  thread = threading.Thread(target=prepare, daemon=True)
+  thread.start()
+  thread.join(timeout=60)
+  assert said
+  assert (raw / "read").exists()
 
 
 def test_who_waited_is_refused_what_another_made_under_the_name(tmp_path):
