@@ -28,6 +28,7 @@ from ostrack_jax.models import head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import frames, lanes, motion, sharing, tracker
 from ostrack_jax.tracking.cutting import cut_search, cut_template, starting_boxes
+from ostrack_jax.tracking.factors import tracking_factors
 from ostrack_jax.tracking.lane import LaneSequence
 from ostrack_jax.tracking.weights import prepare
 
@@ -116,7 +117,7 @@ def from_annotated_boxes(
 ) -> dict[str, Any]:
   """Compare what each type says of the same crops with what float32 says."""
   model = networks["float32"].model
-  factors = tracker.tracking_factors(networks["float32"])
+  factors = tracking_factors(networks["float32"])
   run = {name: forward(network) for name, network in networks.items()}
   found: dict[str, list] = {name: [] for name in networks}
   overlaps: dict[str, list] = {name: [] for name in networks}

@@ -9,6 +9,7 @@ ours and the peer, which has a process of its own, take turns. The floor of the 
 once, at the memory's speed, and its arithmetic at the device's peak.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -200,7 +201,6 @@ def _network_rows(
   models: dict[float, OSTrack],
   variables: dict[float, Any],
   batch_size: int,
-  peer: PeerProcess | None,
 ) -> list[dict]:
   """Measure the network alone by keep ratio, the peer beside it."""
   ours_by_ratio = {
@@ -209,10 +209,14 @@ def _network_rows(
   steps: dict[tuple[str, float], Callable[[], object] | PeerStep] = {
     ("ours", ratio): step for ratio, step in ours_by_ratio.items()
   }
-  if peer is not None:
-    for ratio in models:
-      steps["peer", ratio] = peer.make_step(search_size, ratio, batch_size)
-  found, rows = median_ms(steps), []
+  # One process a row: what was compiled before it could make a batch's size a variable.
+  with contextlib.ExitStack() as stack:
+    if FLAGS.peer:
+      peer = stack.enter_context(contextlib.closing(PeerProcess()))
+      for ratio in models:
+        steps["peer", ratio] = peer.make_step(search_size, ratio, batch_size)
+    found = median_ms(steps)
+  rows = []
   for ratio, model in models.items():
     ours = found["ours", ratio]
     row: dict = {"row": "network", "search": search_size, "keep_ratio": ratio}
@@ -220,7 +224,7 @@ def _network_rows(
     text = f"network {search_size}, keep {ratio:g}, batch {batch_size}: {ours:.3f} ms"
     if batch_size > 1:
       text += f", {row['ms_per_image']:.4f} an image"
-    if peer is not None:
+    if FLAGS.peer:
       theirs = found["peer", ratio]
       row |= {"peer_ms": theirs, "times_faster": theirs / ours}
       text += f"; PyTorch {theirs:.3f} ms, ours {row['times_faster']:.2f} times as fast"
@@ -247,8 +251,8 @@ def _video_rows(row: str, search_size: int, found_ms: dict[float, float]) -> lis
   ]
 
 
-def measure(search_size: int, peer: PeerProcess | None) -> list[dict]:
-  """Measure the rows of one search size, all keep ratios in turns, the network beside the peer's if there is one."""
+def measure(search_size: int) -> list[dict]:
+  """Measure the rows of one search size, all keep ratios in turns."""
   models = {ratio: make_model(search_size, ratio) for ratio in map(float, FLAGS.keep_ratios)}
   variables = {
     ratio: jax.block_until_ready(init_variables(model, 0)) for ratio, model in models.items()
@@ -256,7 +260,7 @@ def measure(search_size: int, peer: PeerProcess | None) -> list[dict]:
   rows: list[dict] = []
   if "network" in FLAGS.rows:
     for batch_size in map(int, FLAGS.batch_sizes):
-      rows += _network_rows(search_size, models, variables, batch_size, peer)
+      rows += _network_rows(search_size, models, variables, batch_size)
   if "step" in FLAGS.rows:
     steps = {ratio: tracking_step(model, variables[ratio]) for ratio, model in models.items()}
     rows += _video_rows("step", search_size, median_ms(steps))
@@ -278,10 +282,7 @@ def main(argv: list[str]) -> None:
     raise SystemExit(f"benchmarks.inference: --rows {sorted(unknown)} unknown")
   device = jax.devices()[0]
   print(f"{device.device_kind}, jax {jax.__version__}")
-  peer = PeerProcess() if FLAGS.peer else None
-  rows = [row for size in map(int, FLAGS.search_sizes) for row in measure(size, peer)]
-  if peer is not None:
-    peer.close()
+  rows = [row for size in map(int, FLAGS.search_sizes) for row in measure(size)]
   if FLAGS.output:
     about = {"device": device.device_kind, "jax": jax.__version__, "rows": rows}
     write_text(pathlib.Path(FLAGS.output), json.dumps(about, indent=2) + "\n")

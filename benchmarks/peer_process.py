@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 
 def call_times(step: Callable[[], object], seconds: float) -> list[float]:
@@ -25,7 +25,7 @@ class PeerProcess:
   """A process that runs the networks of torch_peer, and sleeps between two questions."""
 
   def __init__(self):
-    command = [sys.executable, "-m", "benchmarks.torch_peer"]
+    command = [sys.executable, "-m", "benchmarks.peer_process"]
     pipe = subprocess.PIPE
     self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
@@ -59,11 +59,15 @@ class PeerStep:
     return self._process.ask({"step": self._number, "seconds": seconds})
 
 
-def serve(make_step: Callable[..., Callable[[], object]]) -> None:
-  """Answer what PeerProcess asks on the standard input, until that ends."""
+def answers_alone() -> TextIO:
+  """Return the standard output for answers; what else is printed goes to the standard error from now on."""
   answers = os.fdopen(os.dup(1), "w")
-  # What else is printed must not be taken for an answer.
   os.dup2(2, 1)
+  return answers
+
+
+def serve(make_step: Callable[..., Callable[[], object]], answers: TextIO) -> None:
+  """Answer what PeerProcess asks on the standard input, until that ends."""
   steps: list[Callable[[], object]] = []
   for line in sys.stdin:
     asked = json.loads(line)
@@ -73,3 +77,16 @@ def serve(make_step: Callable[..., Callable[[], object]]) -> None:
     else:
       answer = call_times(steps[asked["step"]], asked["seconds"])
     print(json.dumps(answer), file=answers, flush=True)
+
+
+def main() -> None:
+  """Serve torch_peer's networks."""
+  answers = answers_alone()
+  # Not before: what it prints while it is imported is no answer either.
+  from benchmarks import torch_peer
+
+  serve(torch_peer.make_step, answers)
+
+
+if __name__ == "__main__":
+  main()

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import peer_process
-
 _WIDTH, _DEPTH, _HEADS, _PATCH, _CHANNELS = 768, 12, 12, 16, 256
 
 
@@ -116,14 +114,11 @@ def make_step(search_size: int, keep_ratio: float, batch_size: int):
     torch.randn(batch_size, 3, side, side, device=device, dtype=dtype)
     for side in (search_size // 2, search_size)
   )
-  forward = torch.compile(network, mode="reduce-overhead") if on_gpu else network
+  # Not for any batch size because another one was compiled before.
+  forward = torch.compile(network, mode="reduce-overhead", dynamic=False) if on_gpu else network
 
   def step():
     with torch.inference_mode():
       return forward(template, search).cpu()
 
   return step
-
-
-if __name__ == "__main__":
-  peer_process.serve(make_step)

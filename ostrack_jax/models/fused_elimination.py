@@ -143,13 +143,14 @@ def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_
   kept = index_ref.shape[0]
   rows, columns = _rows_and_columns(width)
   places = jnp.arange(pl.next_power_of_2(kept), dtype=jnp.int32)
-  cells = triton.load(index_ref.at[places], mask=places < kept, other=total)
+  # Of places beyond the last no cell.
+  cells = triton.load(index_ref.at[places], mask=places < kept, other=-1)
   is_mine = cells[None, :] == (rows - num_z)[:, None]
   place = jnp.where(is_mine, places[None, :], 0).sum(axis=1)
   is_kept = is_mine.astype(jnp.int32).sum(axis=1) > 0
   is_template = rows < num_z
   source = jnp.where(is_template, rows, num_z + place)
-  is_filled = is_template | is_kept
+  is_filled = is_template | (is_kept & (rows < total))
   mean, square = (
     row_mean(ref, source, width, is_filled[None, :]) for ref in (sums_ref, squares_ref)
   )

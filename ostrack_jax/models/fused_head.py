@@ -58,7 +58,9 @@ def _kernel(x_ref, kernel_ref, biases_ref, out_ref, *, tile: Tile, grid: int, st
 
   found = jnp.zeros((tile.rows, tile.columns), jnp.float32)
   found = jax.lax.fori_loop(0, 9 * steps, step, found)
-  found = jnp.maximum(found + triton.load(biases_ref.at[start + columns])[None, :], 0.0)
+  found += triton.load(biases_ref.at[start + columns])[None, :]
+  # A maximum takes the 0 where the other is NaN: a network that has gone wrong would find a box.
+  found = jnp.where(found < 0, 0.0, found)
   at = out_ref.at[rows[:, None], (group * outputs + columns)[None, :]]
   triton.store(at, found.astype(out_ref.dtype), mask=(rows < out_ref.shape[0])[:, None])
 

@@ -15,6 +15,7 @@ import numpy as np
 from ostrack_jax import boxes, crop
 from ostrack_jax.models import head
 from ostrack_jax.tracking import confidence, cutting, motion, tracker
+from ostrack_jax.tracking.factors import tracking_factors
 from ostrack_jax.tracking.target_removal import (
   Sequenced,
   do_overlap,
@@ -85,7 +86,7 @@ class Observer:
         f"the head {self.model.head!r} has no score map, so there is no evidence to calibrate; only a model "
         "with the head 'center' can be"
       )
-    self.search_factor, self.template_factor = tracker.tracking_factors(checkpoint)
+    self.search_factor, self.template_factor = tracking_factors(checkpoint)
     self._weights = jax.device_put(prepare(self.model, checkpoint.variables))
     self._window = jnp.asarray(head.hann_window(self.model.search_grid))
     self._jitter = jitter

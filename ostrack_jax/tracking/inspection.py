@@ -13,7 +13,8 @@ from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
 from ostrack_jax.tracking import motion
 from ostrack_jax.tracking.cutting import cut_search, cut_template
-from ostrack_jax.tracking.tracker import template_mask, tracking_factors
+from ostrack_jax.tracking.factors import tracking_factors
+from ostrack_jax.tracking.tracker import template_mask
 from ostrack_jax.tracking.weights import TrackableCheckpoint
 
 

@@ -21,6 +21,7 @@ from ostrack_jax.models import candidates, head
 from ostrack_jax.models.ostrack import OSTrack
 from ostrack_jax.tracking import motion
 from ostrack_jax.tracking import tracker as tracker_lib
+from ostrack_jax.tracking.factors import tracking_factors
 from ostrack_jax.tracking.lane import (
   AHEAD_PER_THREAD,
   CropSettings,
@@ -131,7 +132,7 @@ class LaneTracker:
     devices: Sequence[jax.Device] | None = None,
     locate: Callable = tracker_lib.locate,
   ):
-    self.search_factor, self.template_factor = tracker_lib.tracking_factors(
+    self.search_factor, self.template_factor = tracking_factors(
       checkpoint, search_factor, template_factor
     )
     self.model = checkpoint.model

@@ -11,6 +11,7 @@ import numpy as np
 
 from ostrack_jax.models import candidates, head
 from ostrack_jax.tracking import confidence, cutting, device_crop, engine, motion
+from ostrack_jax.tracking.factors import tracking_factors
 from ostrack_jax.tracking.long_term import LongTermSettings, Recovery
 from ostrack_jax.tracking.result import (
   NO_BOX,
@@ -24,7 +25,6 @@ from ostrack_jax.tracking.tracker import (
   locate,
   remember,
   template_mask,
-  tracking_factors,
 )
 from ostrack_jax.tracking.weights import TrackableCheckpoint, fuses_blocks, prepare
 from ostrack_jax.tracking.wide_search import Templates, WideSearch

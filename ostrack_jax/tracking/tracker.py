@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Generator, Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Generator, Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from ostrack_jax.tracking.cutting import (
   cut_search,
   cut_template,
 )
+from ostrack_jax.tracking.factors import tracking_factors
 from ostrack_jax.tracking.result import NO_BOX, TrackResult, result_of
 from ostrack_jax.tracking.staging import Staging, on_device
 from ostrack_jax.tracking.waiting import fetch
@@ -145,25 +146,6 @@ def _told(box, said):
 def _check_found(found: np.ndarray) -> None:
   if not all(map(math.isfinite, found[:4].tolist())):
     raise ValueError(f"the network found no box, but {found[:4].tolist()}; {NO_BOX}")
-
-
-def tracking_factors(
-  checkpoint: TrackableCheckpoint,
-  search_factor: float | None = None,
-  template_factor: float | None = None,
-) -> tuple[float, float]:
-  """Return the factors of search region and template: the given, or where None the description's.
-
-  Raises:
-    ValueError: a factor out of range, or a checkpoint whose head was never trained.
-  """
-  if not checkpoint.description.get("complete", True):
-    raise ValueError("this checkpoint is an encoder with an untrained head; train it first")
-  described = checkpoint.description["tracker"]
-  return (
-    _factor("search_factor", search_factor, described),
-    _factor("template_factor", template_factor, described),
-  )
 
 
 def template_mask(model: OSTrack, box_xywh, resize_factor: float) -> np.ndarray | None:
@@ -350,10 +332,3 @@ class Tracker:
     if self._state is None:
       raise RuntimeError(f"{what} needs a track; call init(frame, box_xywh) first")
     return self._state
-
-
-def _factor(name: str, given: float | None, described: Mapping[str, Any]) -> float:
-  factor = float(described[name] if given is None else given)
-  if not 1 <= factor <= 100:
-    raise ValueError(f"{name} {factor} must lie between 1 and 100: the crop's side over the box's")
-  return factor

@@ -1,5 +1,7 @@
 """The folded head gives the maps of CenterHead with running statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,31 @@ def test_a_head_too_narrow_for_kernels_goes_without():
   got = folded_head.apply(folded, features, is_fused=True)
   for ours, theirs in zip(got, head.apply(variables, features, False), strict=True):
     np.testing.assert_allclose(ours, theirs, atol=5e-6 * np.ptp(theirs))
+
+
+def test_what_is_no_number_stays_none():
+  x = jnp.full((64, 16), jnp.nan, jnp.float16)
+  kernel, biases = jnp.ones((1, 144, 16), jnp.float16), jnp.zeros((1, 16))
+  run = functools.partial(fused_head.convolved, start=0, interpret=False)
+  lowered = jax.jit(run).trace(x, kernel, biases).lower(lowering_platforms=("cuda",))
+  # A GPU's maximum of NaN and 0 is 0.
+  assert "triton" in lowered.as_text() and "maxnum" not in lowered.as_text()
+  assert np.isnan(fused_head.convolved(x, kernel, biases, 0, interpret=True)).all()
+
+
+@pytest.mark.skipif(not attention.is_hopper(), reason="needs a Hopper GPU")
+@pytest.mark.parametrize(
+  ("inputs", "outputs", "grid"), [(256, 128, 16), (128, 64, 24), (64, 32, 5)]
+)
+def test_the_compiled_convolution_is_the_same(inputs, outputs, grid):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(grid * grid, 3 * inputs)), jnp.float16)
+  kernel = jnp.asarray(rng.normal(size=(3, 9 * inputs, outputs)) / inputs**0.5, jnp.float16)
+  biases = jnp.asarray(rng.normal(size=(3, outputs + 8)), jnp.float32)
+  found, want = (
+    fused_head.convolved(x, kernel, biases, 8, interpret=interpret) for interpret in (False, True)
+  )
+  np.testing.assert_allclose(found, want, atol=0.02)
+  spoilt = x.at[0].set(jnp.nan)
+  near = np.isnan(fused_head.convolved(spoilt, kernel, biases, 8, interpret=False)).any(axis=1)
+  assert set(np.flatnonzero(near)) == {0, 1, grid, grid + 1}

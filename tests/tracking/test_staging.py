@@ -1,6 +1,8 @@
 """What is written to a staging's room is what the next call of a program reads."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -43,16 +45,19 @@ def test_a_tracker_finds_the_same_from_pinned_memory(make_checkpoint, make_frame
   np.testing.assert_array_equal(found[True], found[False])
 
 
-def test_trackers_of_one_model_do_not_share_a_crop(make_checkpoint, make_frame):
-  checkpoint, images = make_checkpoint(), [make_frame(seed, 90, 120) for seed in range(4)]
-  starts = ((40, 30, 20, 25), (60, 50, 30, 20))
-  want = []
-  for start in starts:
-    one = Tracker(checkpoint)
-    one.init(images[0], start)
-    want.append([one.update(image).box_xywh for image in images[1:]])
-  both = [Tracker(checkpoint) for _ in starts]
-  for one, start in zip(both, starts, strict=True):
-    one.init(images[0], start)
-  found = [[one.update(image).box_xywh for one in both] for image in images[1:]]
-  np.testing.assert_array_equal(np.swapaxes(found, 0, 1), want)
+def test_trackers_of_one_model_do_not_share_a_crop(make_checkpoint):
+  checkpoint = make_checkpoint()
+  first, second = Tracker(checkpoint), Tracker(checkpoint)
+  assert not np.shares_memory(first._staging.room, second._staging.room)
+
+
+def test_a_view_keeps_the_memory_that_it_shows():
+  place = staging.Staging((64, 1024), jax.devices()[0], is_pinned=True)
+  given, view = weakref.ref(place.given), place.room[3:5]
+  del place
+  gc.collect()
+  assert given() is not None
+  view[:] = 7
+  del view
+  gc.collect()
+  assert given() is None

@@ -66,7 +66,7 @@ def test_one_target_is_found_by_fused_blocks_where_the_model_finds_it(
     for side in (model.template_size, model.search_size)
   ]
   plain, fused = (weights.prepare(model, variables, batch) for batch in (None, 1))
-  # Eight arrays in place of four a block and the patches' kernel.
+  # Nine arrays in place of four a block and the patches' kernel; one of them the head's.
   depth = model.dimensions()["depth"]
   assert len(fused.arrays) == len(plain.arrays) - 4 * depth - 1 + 9
   assert set(fused.unpack()["params"]["backbone"]) == {"pos_embed_z", "pos_embed_x"}
