@@ -64,6 +64,9 @@ flags.DEFINE_float("scale_jitter", 0.25, "likewise, search_scale_jitter", 0, fla
 flags.DEFINE_float(
   "l2", 1.0, "weight decay of the fit; less where there are many videos", 0, flag_values=FLAGS
 )
+flags.DEFINE_float(
+  "memory", 0.5, "share of a frame's log odds that is of the frames before it; 0 for every frame by itself", 0, 0.99, flag_values=FLAGS
+)  # fmt: skip
 flags.DEFINE_integer("seed", 0, "of crops, and of what covers targets", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "folder for plots and numbers", flag_values=FLAGS)
 
@@ -173,6 +176,7 @@ def _calibrate() -> int:
     false_alarm_rate=FLAGS.false_alarms,
     fitted_for=subject,
     provenance=settings,
+    memory=FLAGS.memory,
   )
   calibrator = fitting.fit(samples)
   report: dict[str, Any] = {

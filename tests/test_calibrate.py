@@ -267,6 +267,44 @@ def test_weights_come_from_crops():
   assert first > 20 * abs(second)
 
 
+def test_a_fit_remembers_as_trackers_do():
+  rng = np.random.default_rng(0)
+
+  def sample(kind, right, video="v0", track=""):
+    evidence = rng.normal(1.0 if right else -1.0, 2.0, 1)
+    return confidence_samples.Sample(
+      kind=kind, video=video, evidence=evidence, score=0.5, is_right=right, track=track
+    )
+
+  crops = [sample(kind, kind == "present") for kind in ("present", "missed") * 500]
+  tracks = [
+    sample(kind, kind == "free", video, track)
+    for video in ("v0", "v1")
+    for kind in ("free", "removed")
+    for track in ("0", "40")
+    for _ in range(200)
+  ]
+  told = {}
+  for memory in (0.0, 0.8):
+    fitting = calibration_report.Fitting(
+      signs={"a": 1}, l2=0.0, false_alarm_rate=0.05, fitted_for={}, provenance={}, memory=memory
+    )
+    calibrator = fitting.fit(crops + tracks)
+    assert calibrator.memory == memory
+    told[memory] = rated = calibration_report.rate(calibrator, crops + tracks)
+    # Crops are each by itself, a track's first frame too, and what follows as a tracker tells it.
+    alone = calibrator.confidence(np.array([one.evidence for one in rated.samples]))
+    np.testing.assert_allclose(rated.confidences[:1000], alone[:1000])
+    before = None
+    for row in range(1000, 1200):
+      before = calibrator.remembered(before, alone[row])
+      assert rated.confidences[row] == pytest.approx(before, abs=1e-6)
+    assert rated.confidences[1200] == pytest.approx(alone[1200])
+  found = {memory: calibration_report.measure(one)["confidence"] for memory, one in told.items()}
+  assert found[0.8]["auroc"] > 0.97 > 0.9 > found[0.0]["auroc"]
+  assert found[0.8]["expected_calibration_error"] < 0.03
+
+
 def test_every_video_counts_alike_in_odds_and_threshold():
   rng = np.random.default_rng(0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -107,6 +108,24 @@ def platt_scaling(
   # Never zero, so that there is an order even where these samples bear out none.
   stretch = max(float(platt.weights[0] / platt.scale[0]), _LEAST_STRETCH)
   return stretch, platt.bias - stretch * float(platt.mean[0])
+
+
+def remembered(odds: np.ndarray, tracks: Sequence[Any], memory: float) -> np.ndarray:
+  """Return log odds [n] of which each is mixed with the one before it on its track, mixed itself.
+
+  Args:
+    odds: [n], those of a track one after another.
+    tracks: [n] whose each is; None for what is on none, and stays.
+    memory: share of the one before, at least 0 and less than 1.
+  """
+  mixed, last = np.array(odds, np.float64), {}
+  for row, track in enumerate(tracks):
+    if track is None:
+      continue
+    if track in last:
+      mixed[row] = memory * last[track] + (1 - memory) * mixed[row]
+    last[track] = mixed[row]
+  return mixed
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:

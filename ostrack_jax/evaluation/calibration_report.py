@@ -11,7 +11,7 @@ import scipy.special
 import tqdm
 
 from ostrack_jax.evaluation import calibration, plots
-from ostrack_jax.tracking.confidence import Calibrator
+from ostrack_jax.tracking.confidence import LARGEST_LOG_ODDS, Calibrator
 from ostrack_jax.tracking.confidence_samples import (
   PRESENCE,
   TRACKS,
@@ -66,7 +66,7 @@ class Fitting:
     l2: of calibration.fit_logistic.
     false_alarm_rate: share of track samples, not right, that may be called visible, where the frames of every video
       together count alike.
-    fitted_for, provenance: of the calibrator.
+    fitted_for, provenance, memory: of the calibrator.
   """
 
   signs: Mapping[str, int]
@@ -74,6 +74,7 @@ class Fitting:
   false_alarm_rate: float
   fitted_for: Mapping[str, Any]
   provenance: Mapping[str, Any]
+  memory: float = 0.0
 
   def fit(self, samples: Sequence[Sample]) -> Calibrator:
     """Return a calibrator: weights of crops, odds scaled to those of tracks, the threshold of those.
@@ -90,8 +91,10 @@ class Fitting:
     fit = calibration.fit_logistic(*_values(crops), self.l2, list(self.signs.values()))
     values, labels = _values(tracks)
     shares = calibration.shares_alike([sample.video for sample in tracks])
-    scaled = fit.scaled(*calibration.platt_scaling(fit.log_odds(values), labels, shares))
-    confidences = scipy.special.expit(scaled.log_odds(values))
+    # Mixed with those before they stay what they are, times a factor and with a shift.
+    odds = calibration.remembered(fit.log_odds(values), _tracks(tracks), self.memory)
+    stretch, shift = calibration.platt_scaling(odds, labels, shares)
+    scaled, confidences = fit.scaled(stretch, shift), scipy.special.expit(stretch * odds + shift)
     return Calibrator(
       features=tuple(self.signs),
       mean=tuple(scaled.mean.tolist()),
@@ -100,6 +103,7 @@ class Fitting:
       bias=scaled.bias,
       threshold=calibration.threshold_at(confidences, labels, self.false_alarm_rate, shares),
       false_alarm_rate=self.false_alarm_rate,
+      memory=self.memory,
       fitted_for=dict(self.fitted_for),
       provenance=dict(self.provenance) | {"samples": len(samples), "right": int(labels.sum())},
     )
@@ -108,6 +112,14 @@ class Fitting:
 def _values(samples: Iterable[Sample]) -> tuple[np.ndarray, np.ndarray]:
   pairs = [(sample.evidence, sample.is_right) for sample in samples]
   return np.array([one for one, _ in pairs]), np.array([right for _, right in pairs], bool)
+
+
+def _tracks(samples: Iterable[Sample]) -> list[tuple[str, ...] | None]:
+  """Return which track each sample is of, None for crops."""
+  return [
+    (sample.video, sample.kind, sample.track) if sample.kind in TRACKS else None
+    for sample in samples
+  ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,8 +132,14 @@ class Rated:
 
 
 def rate(calibrator: Calibrator, samples: Sequence[Sample]) -> Rated:
-  """Return what a calibrator says of samples, at least one."""
-  confidences = calibrator.confidence(_values(samples)[0])
+  """Return what a calibrator says of samples, at least one, those of a track one after another."""
+  odds, tracks = calibrator.log_odds(_values(samples)[0]), _tracks(samples)
+  if calibrator.memory:
+    # As Calibrator.remembered, which takes no frame for surer.
+    is_remembered = [track is not None for track in tracks]
+    odds = np.where(is_remembered, np.clip(odds, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), odds)
+  odds = calibration.remembered(odds, tracks, calibrator.memory)
+  confidences = scipy.special.expit(odds)
   return Rated(
     samples=list(samples), confidences=confidences, visible=confidences > calibrator.threshold
   )

@@ -24,6 +24,9 @@ from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
 FORMAT = "ostrack_jax/calibrator/1"
 FILE_NAME = "calibrator.json"
 _TINY = 1e-12
+# Of probabilities, where odds are taken; and the largest of these.
+_LEAST = 1e-6
+LARGEST_LOG_ODDS = math.log((1 - _LEAST) / _LEAST)
 
 
 def evidence_signs(model: OSTrack) -> dict[str, int]:
@@ -127,6 +130,8 @@ class Calibrator:
     fitted_for: what it is good for: the checkpoint's `digest`, and of the tracker `elimination`,
       `search_factor` and `template_factor`.
     provenance: what it was fitted on, for people.
+    memory: share of a track's log odds that is of the frame before, and so of all before it; 0 for every frame by
+      itself.
   """
 
   features: tuple[str, ...]
@@ -138,6 +143,7 @@ class Calibrator:
   false_alarm_rate: float
   fitted_for: Mapping[str, Any]
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  memory: float = 0.0
 
   def __post_init__(self):
     for name in ("features", "mean", "scale", "weights"):
@@ -155,6 +161,10 @@ class Calibrator:
         f"the calibrator's scale {min(self.scale)} must be positive and its threshold {self.threshold} lie "
         "between 0 and 1: calibrate again"
       )
+    if not isinstance(self.memory, int | float) or not 0 <= self.memory < 1:
+      raise ValueError(
+        f"the calibrator's memory {self.memory!r} must be at least 0 and less than 1: calibrate again"
+      )
 
   def weighing(self) -> Weighing:
     """Return what the device needs, as numpy."""
@@ -164,11 +174,26 @@ class Calibrator:
       bias=np.float32(self.bias - np.dot(weights, self.mean)),
     )
 
-  def confidence(self, values: np.ndarray) -> np.ndarray:
-    """Return [n] float64 probabilities of evidence [n, k] that is on the host."""
+  def log_odds(self, values: np.ndarray) -> np.ndarray:
+    """Return [n] float64 log odds of evidence [n, k] that is on the host, each by itself."""
     weights = np.array(self.weights) / np.array(self.scale)
-    odds = (np.asarray(values, np.float64) - np.array(self.mean)) @ weights + self.bias
-    return 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+    return (np.asarray(values, np.float64) - np.array(self.mean)) @ weights + self.bias
+
+  def confidence(self, values: np.ndarray) -> np.ndarray:
+    """Return [n] probabilities, as log_odds."""
+    return 1 / (1 + np.exp(-np.clip(self.log_odds(values), -500, 500)))
+
+  def remembered(self, before: float | None, now: float) -> float:
+    """Return the confidence to tell of a frame.
+
+    Args:
+      before: what was told of the frame before; None for a track's first.
+      now: what this frame says by itself.
+    """
+    if before is None or not self.memory:
+      return now
+    odds = self.memory * log_odds(before) + (1 - self.memory) * log_odds(now)
+    return 1 / (1 + math.exp(-odds))
 
   def is_visible(self, confidence: float) -> bool:
     """Return whether a confidence is enough."""
@@ -187,6 +212,12 @@ class Calibrator:
   def to_json(self) -> str:
     """Return the content of calibrator.json."""
     return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+
+def log_odds(probability: float) -> float:
+  """Return finite log odds: no single frame must be able to hold a mean up or down."""
+  probability = min(max(probability, _LEAST), 1 - _LEAST)
+  return math.log(probability / (1 - probability))
 
 
 def read(path: pathlib.Path) -> Calibrator:

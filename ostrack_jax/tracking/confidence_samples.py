@@ -42,6 +42,7 @@ class Sample:
     evidence: [k] of confidence.evidence.
     score: maximum of the raw score map.
     is_right: whether the target is there and the box overlaps it by more than RIGHT_IOU.
+    track: of which track of that kind and video, whose frames come one after another; "" of crops.
   """
 
   kind: str
@@ -49,6 +50,7 @@ class Sample:
   evidence: np.ndarray
   score: float
   is_right: bool
+  track: str = ""
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -112,7 +114,8 @@ class Observer:
         box = boxes.clip_box_xywh(seen.box_xywh, height, width, cutting.MARGIN_PX)
         seen = dataclasses.replace(seen, box_xywh=box)
         is_there = kind == "free" and bool(sequence.visible[t])
-        yield _sample(kind, sequence, seen, sequence.boxes_xywh[t] if is_there else None)
+        truth = sequence.boxes_xywh[t] if is_there else None
+        yield dataclasses.replace(_sample(kind, sequence, seen, truth), track=str(first))
 
   def presence(
     self, sequence: Sequenced, others: Sequence[Sequenced], rng: np.random.Generator, count: int

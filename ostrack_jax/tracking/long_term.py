@@ -11,11 +11,10 @@ import math
 
 import numpy as np
 
-from ostrack_jax.tracking.confidence import Calibrator
+from ostrack_jax.tracking.confidence import Calibrator, log_odds
 from ostrack_jax.tracking.result import TrackResult
 from ostrack_jax.tracking.wide_search import Templates, WideSearch
 
-_LEAST = 1e-6
 _ROUNDING = 1e-6
 
 
@@ -160,7 +159,7 @@ class Recovery:
     self.settings = settings
     self._search = search
     self._doubt_up_to = with_odds(calibrator.threshold, settings.loss_odds)
-    self._regain_above = _log_odds(calibrator.threshold) + math.log(settings.regain_odds)
+    self._regain_above = log_odds(calibrator.threshold) + math.log(settings.regain_odds)
     self._accept_above = with_odds(calibrator.threshold, settings.accept_odds)
     self._watched: dict[int, _Watched] = {}
 
@@ -197,12 +196,14 @@ class Recovery:
         return result, None
       factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
       windows = search_windows(watched.box_xywh, factor, np.shape(frame)[:2])
-      log_odds = collections.deque[float](maxlen=self.settings.regain_frames)
       watched.loss = _Loss(
-        box_xywh=watched.box_xywh, windows=windows, templates=templates, log_odds=log_odds
+        box_xywh=watched.box_xywh,
+        windows=windows,
+        templates=templates,
+        log_odds=collections.deque(maxlen=self.settings.regain_frames),
       )
     loss = watched.loss
-    loss.log_odds.append(_log_odds(_confidence(result)))
+    loss.log_odds.append(log_odds(_confidence(result)))
     if self._is_accepted(result) or self._is_regained(loss):
       return self._found(watched, result), None
     found = self._search.find(
@@ -211,7 +212,7 @@ class Recovery:
     best = max(found, key=_confidence)
     # Less what a mean of equal numbers may be rounded by.
     usual = watched.sure_log_odds / watched.sure - _ROUNDING
-    if self._is_accepted(best) and _log_odds(_confidence(best)) >= usual:
+    if self._is_accepted(best) and log_odds(_confidence(best)) >= usual:
       return self._found(watched, dataclasses.replace(best, visible=True)), best.box_xywh
     best = max(result, best, key=_confidence)
     return dataclasses.replace(best, box_xywh=loss.box_xywh.copy(), visible=False), None
@@ -225,7 +226,7 @@ class Recovery:
     watched.doubts.append(_confidence(result) <= self._doubt_up_to)
     if self._is_accepted(result):
       watched.sure += 1
-      watched.sure_log_odds += _log_odds(_confidence(result))
+      watched.sure_log_odds += log_odds(_confidence(result))
     if result.visible:
       watched.box_xywh = result.box_xywh
 
@@ -247,9 +248,3 @@ class Recovery:
 def _confidence(result: TrackResult) -> float:
   assert result.confidence is not None
   return result.confidence
-
-
-def _log_odds(probability: float) -> float:
-  # One frame must not be able to keep a mean down.
-  probability = min(max(probability, _LEAST), 1 - _LEAST)
-  return math.log(probability / (1 - probability))

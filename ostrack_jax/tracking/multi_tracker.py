@@ -102,6 +102,8 @@ class MultiTracker:
     if self.cut_on_device:
       self._boxes_xywh = jax.device_put(self._boxes_xywh.astype(np.float32), self._device)
     self._lanes: dict[int, int] = {}
+    # By object, what was told of where its tracker went on; none for those that have just started.
+    self._confidences: dict[int, float | None] = {}
     self._next_id = 0
     self._frame_size = (0, 0)
     self._has_frames_on_their_way = False
@@ -171,6 +173,7 @@ class MultiTracker:
     if number not in self._lanes:
       raise KeyError(f"object {number} is not followed; those that are: {list(self._lanes)}")
     del self._lanes[number]
+    self._confidences.pop(number, None)
     if self._recovery is not None:
       self._recovery.forget(number)
 
@@ -256,12 +259,15 @@ class MultiTracker:
           f"object {number}: the network found no box, but {found[lane, :4].tolist()}; {NO_BOX}"
         )
       box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
-      results[number] = result = result_of(box, score, sure, self.calibrator)
+      before = self._confidences.get(number)
+      results[number] = result = result_of(box, score, sure, self.calibrator, before)
+      self._confidences[number] = result.confidence
       if self._recovery is not None:
         said, place_xywh = self._recovery.judged(number, result, frame, self._templates(), lane)
         results[number] = said
         if place_xywh is not None:
           self._put(lane, place_xywh)
+          self._confidences[number] = said.confidence
     return results
 
   def track(

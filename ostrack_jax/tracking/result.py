@@ -22,7 +22,7 @@ class TrackResult:
       is of some target in the search region; it need not fall when the target is gone. NaN from a head
       that has no score (`mlp`).
     confidence: calibrated probability that the target is in the search region and the box overlaps it by
-      more than 0.5; None without a calibrator, never a made-up number.
+      more than 0.5, as this frame and those before it say; None without a calibrator, never a made-up number.
     visible: whether that is above the calibrator's threshold; None without a calibrator.
 
   While a MultiTracker with long_term seeks a lost target, the box is frozen and visible false; score and
@@ -78,15 +78,17 @@ def result_of(
   score: float,
   confidence: Sequence[float] | np.ndarray,
   calibrator: Calibrator | None,
+  before: float | None = None,
 ) -> TrackResult:
   """Return the result of one target.
 
   Args:
     box_xywh: [4] pixels, copied.
-    confidence: one number, or none without a calibrator.
+    confidence: one number, what this frame says by itself, or none without a calibrator.
+    before: the confidence told of the frame before; None for the first.
   """
   box_xywh = np.array(box_xywh, np.float64)
   if calibrator is None:
     return TrackResult(box_xywh=box_xywh, score=float(score))
-  sure = float(confidence[0])
+  sure = calibrator.remembered(before, float(confidence[0]))
   return TrackResult(box_xywh, float(score), sure, calibrator.is_visible(sure))

@@ -38,12 +38,14 @@ class TrackState:
     template_mask: [1, Nz] bool, or None where the model needs none.
     box_xywh: [4] float64, the last box in pixels of the frame.
     frame_size: (height, width) of every frame.
+    confidence: what was told of the last frame; None for the first, and without a calibrator.
   """
 
   template: jax.Array
   template_mask: jax.Array | None
   box_xywh: np.ndarray
   frame_size: tuple[int, int]
+  confidence: float | None = None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -248,8 +250,9 @@ class Tracker:
     box = motion.next_box_of_one(
       found[:4], state.box_xywh, resize_factor, self.model.search_size, state.frame_size
     )
-    self._state = dataclasses.replace(state, box_xywh=box)
-    return result_of(box, found[4], found[5:], self.calibrator)
+    result = result_of(box, found[4], found[5:], self.calibrator, state.confidence)
+    self._state = dataclasses.replace(state, box_xywh=box, confidence=result.confidence)
+    return result
 
   def follow(self, frames: Iterable[np.ndarray], ahead: int = 6) -> Generator[TrackResult]:
     """Find the target in one frame after another, with the next ones on their way to the device.
@@ -308,8 +311,11 @@ class Tracker:
         if self._state is not last:
           raise RuntimeError("the track was changed while it was followed; follow it anew")
         _check_found(found)
-        self._state = last = dataclasses.replace(state, box_xywh=found[:4])
-        yield result_of(found[:4], found[4], found[5:], self.calibrator)
+        result = result_of(found[:4], found[4], found[5:], self.calibrator, last.confidence)
+        self._state = last = dataclasses.replace(
+          state, box_xywh=found[:4], confidence=result.confidence
+        )
+        yield result
       if frame is None:
         break
     if error is not None:

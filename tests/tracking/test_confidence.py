@@ -183,7 +183,9 @@ def test_a_damaged_file_is_named(tmp_path, change, words):
     confidence.read(path)
 
 
-def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images):
+@pytest.mark.parametrize("memory", [0.0, 0.6])
+def test_trackers_say_the_same_and_their_boxes_do_not_change(memory, make_checkpoint, images):
+  calibrated = _with(make_checkpoint(**SMALL), _calibrator(memory=memory))
   plain = Tracker(dataclasses.replace(calibrated, calibrator=None))
   tracker = Tracker(calibrated)
   tracker.init(images[0], _BOX)
@@ -195,7 +197,7 @@ def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images)
     assert ours.score == pytest.approx(theirs.score, abs=1e-5)
   assert len({result.confidence for result in want}) > 1
   threshold = float(np.median([result.confidence for result in want]))
-  calibrated = _with(calibrated, _calibrator(threshold=threshold))
+  calibrated = _with(calibrated, _calibrator(threshold=threshold, memory=memory))
   follower = Tracker(calibrated)
   follower.init(images[0], _BOX)
   found = {"follow": list(follower.follow(images[1:]))}
@@ -214,6 +216,51 @@ def test_trackers_say_the_same_and_their_boxes_do_not_change(calibrated, images)
   tracker.init(images[0], _BOX)
   assert tracker.update(images[1]).confidence > want[0].confidence
   assert locate._cache_size() == compiled
+
+
+def test_what_is_told_remembers_the_frames_before(make_checkpoint, images):
+  checkpoint = make_checkpoint(**SMALL)
+  told = {}
+  for memory in (0.0, 0.6):
+    tracker = Tracker(_with(checkpoint, _calibrator(memory=memory)))
+    for track in range(2):
+      tracker.init(images[track], _BOX)
+      told[memory, track] = [tracker.update(image).confidence for image in images[2:]]
+  for track in range(2):
+    mixed = None
+    for alone, ours in zip(told[0.0, track], told[0.6, track], strict=True):
+      # By hand; a new track remembers nothing.
+      mixed = _odds(alone) if mixed is None else 0.6 * mixed + 0.4 * _odds(alone)
+      assert _odds(ours) == pytest.approx(mixed, abs=1e-4)
+    assert told[0.0, track][1] != pytest.approx(told[0.6, track][1], abs=1e-3)
+
+
+def test_an_object_that_comes_anew_remembers_nothing(make_checkpoint, images):
+  tracker = MultiTracker(
+    _with(make_checkpoint(**SMALL), _calibrator(memory=0.9)), max_objects=1, cut_on_device=False
+  )
+  first = tracker.add(images[0], _BOX)
+  alone = tracker.update(images[1])[first].confidence
+  tracker.update(images[2])
+  tracker.remove(first)
+  second = tracker.add(images[0], _BOX)
+  assert tracker.update(images[1])[second].confidence == alone
+
+
+def test_certainty_can_be_forgotten():
+  calibrator = _calibrator(memory=0.5)
+  assert calibrator.remembered(None, 1.0) == 1.0
+  for before in (0.0, 1.0):
+    assert calibrator.remembered(before, 0.5) == pytest.approx(
+      1 / (1 + 1e-6 ** (before - 0.5)), rel=0.01
+    )
+  assert _calibrator().remembered(1.0, 0.3) == 0.3
+
+
+@pytest.mark.parametrize("memory", [-0.1, 1.0, float("nan"), "half", None])
+def test_a_memory_out_of_range_is_refused(memory):
+  with pytest.raises(ValueError, match=r"memory .* must be at least 0 and less than 1"):
+    _calibrator(memory=memory)
 
 
 @pytest.mark.parametrize(
