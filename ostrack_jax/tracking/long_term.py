@@ -185,7 +185,7 @@ class Recovery:
     tracker that was taken off its target would have lost it.
 
     Args:
-      result: what the tracker found.
+      result: what the tracker found, its confidence that of this frame by itself.
       frame: as for Tracker.update.
       templates, lane: of all lanes, and which is the object's.
     """

@@ -258,16 +258,24 @@ class MultiTracker:
         raise ValueError(
           f"object {number}: the network found no box, but {found[lane, :4].tolist()}; {NO_BOX}"
         )
-      box, score, sure = found[lane, :4], found[lane, 4], found[lane, 5:]
-      before = self._confidences.get(number)
-      results[number] = result = result_of(box, score, sure, self.calibrator, before)
-      self._confidences[number] = result.confidence
-      if self._recovery is not None:
-        said, place_xywh = self._recovery.judged(number, result, frame, self._templates(), lane)
+      what = found[lane, :4], found[lane, 4], found[lane, 5:], self.calibrator
+      results[number] = result_of(*what, self._confidences.get(number))
+      self._confidences[number] = results[number].confidence
+      if self._recovery is None:
+        continue
+      was_lost = self._recovery.is_lost(number)
+      # By itself: the mode looks back as far as it wants.
+      said, place_xywh = self._recovery.judged(
+        number, result_of(*what), frame, self._templates(), lane
+      )
+      is_lost = self._recovery.is_lost(number)
+      if was_lost or is_lost:
         results[number] = said
-        if place_xywh is not None:
-          self._put(lane, place_xywh)
-          self._confidences[number] = said.confidence
+      if was_lost and not is_lost:
+        # What was before the loss, or during it, says nothing of where it was found.
+        self._confidences[number] = said.confidence
+      if place_xywh is not None:
+        self._put(lane, place_xywh)
     return results
 
   def track(

@@ -10,7 +10,7 @@ import pytest
 from lane_runs import SMALL
 
 from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput, normalise_images
-from ostrack_jax.tracking import confidence
+from ostrack_jax.tracking import confidence, long_term
 from ostrack_jax.tracking.confidence import Calibrator
 from ostrack_jax.tracking.multi_tracker import MultiTracker
 from ostrack_jax.tracking.tracker import Tracker, locate
@@ -245,6 +245,30 @@ def test_an_object_that_comes_anew_remembers_nothing(make_checkpoint, images):
   tracker.remove(first)
   second = tracker.add(images[0], _BOX)
   assert tracker.update(images[1])[second].confidence == alone
+
+
+def test_the_long_term_mode_judges_frames_by_themselves(make_checkpoint, images, monkeypatch):
+  checkpoint = make_checkpoint(**SMALL)
+  told, judged = {}, []
+  real = long_term.Recovery.judged
+
+  def recording(self, number, result, *rest):
+    judged.append(result.confidence)
+    return real(self, number, result, *rest)
+
+  monkeypatch.setattr(long_term.Recovery, "judged", recording)
+  for memory, mode in ((0.0, None), (0.9, None), (0.9, long_term.LongTermSettings())):
+    tracker = MultiTracker(
+      _with(checkpoint, _calibrator(memory=memory)),
+      max_objects=1,
+      cut_on_device=False,
+      long_term=mode,
+    )
+    number = tracker.add(images[0], _BOX)
+    told[memory, mode] = [tracker.update(image)[number].confidence for image in images[1:]]
+  by_itself, remembered, with_mode = told.values()
+  assert judged == by_itself
+  assert with_mode == remembered != by_itself
 
 
 def test_certainty_can_be_forgotten():
