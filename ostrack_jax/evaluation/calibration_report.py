@@ -11,7 +11,7 @@ import scipy.special
 import tqdm
 
 from ostrack_jax.evaluation import calibration, plots
-from ostrack_jax.tracking.confidence import LARGEST_LOG_ODDS, Calibrator
+from ostrack_jax.tracking.confidence import Calibrator
 from ostrack_jax.tracking.confidence_samples import (
   PRESENCE,
   TRACKS,
@@ -133,13 +133,11 @@ class Rated:
 
 def rate(calibrator: Calibrator, samples: Sequence[Sample]) -> Rated:
   """Return what a calibrator says of samples, at least one, those of a track one after another."""
-  odds, tracks = calibrator.log_odds(_values(samples)[0]), _tracks(samples)
-  if calibrator.memory:
-    # As Calibrator.remembered, which takes no frame for surer.
-    is_remembered = [track is not None for track in tracks]
-    odds = np.where(is_remembered, np.clip(odds, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS), odds)
-  odds = calibration.remembered(odds, tracks, calibrator.memory)
-  confidences = scipy.special.expit(odds)
+  confidences, told = calibrator.confidence(_values(samples)[0]), {}
+  for row, track in enumerate(_tracks(samples)):
+    if track is not None:
+      told[track] = calibrator.remembered(told.get(track), float(confidences[row]))
+      confidences[row] = told[track]
   return Rated(
     samples=list(samples), confidences=confidences, visible=confidences > calibrator.threshold
   )

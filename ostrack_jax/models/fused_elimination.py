@@ -150,7 +150,7 @@ def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_
   is_kept = is_mine.astype(jnp.int32).sum(axis=1) > 0
   is_template = rows < num_z
   source = jnp.where(is_template, rows, num_z + place)
-  is_filled = is_template | (is_kept & (rows < total))
+  is_filled = is_template | is_kept
   mean, square = (
     row_mean(ref, source, width, is_filled[None, :]) for ref in (sums_ref, squares_ref)
   )

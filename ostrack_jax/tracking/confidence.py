@@ -24,9 +24,8 @@ from ostrack_jax.models.ostrack import OSTrack, OSTrackOutput
 FORMAT = "ostrack_jax/calibrator/1"
 FILE_NAME = "calibrator.json"
 _TINY = 1e-12
-# Of probabilities, where odds are taken; and the largest of these.
+# Of probabilities, where odds are taken.
 _LEAST = 1e-6
-LARGEST_LOG_ODDS = math.log((1 - _LEAST) / _LEAST)
 
 
 def evidence_signs(model: OSTrack) -> dict[str, int]:
@@ -174,14 +173,11 @@ class Calibrator:
       bias=np.float32(self.bias - np.dot(weights, self.mean)),
     )
 
-  def log_odds(self, values: np.ndarray) -> np.ndarray:
-    """Return [n] float64 log odds of evidence [n, k] that is on the host, each by itself."""
-    weights = np.array(self.weights) / np.array(self.scale)
-    return (np.asarray(values, np.float64) - np.array(self.mean)) @ weights + self.bias
-
   def confidence(self, values: np.ndarray) -> np.ndarray:
-    """Return [n] probabilities, as log_odds."""
-    return 1 / (1 + np.exp(-np.clip(self.log_odds(values), -500, 500)))
+    """Return [n] float64 probabilities of evidence [n, k] that is on the host, each by itself."""
+    weights = np.array(self.weights) / np.array(self.scale)
+    odds = (np.asarray(values, np.float64) - np.array(self.mean)) @ weights + self.bias
+    return 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
 
   def remembered(self, before: float | None, now: float) -> float:
     """Return the confidence to tell of a frame.

@@ -115,7 +115,7 @@ class Observer:
         seen = dataclasses.replace(seen, box_xywh=box)
         is_there = kind == "free" and bool(sequence.visible[t])
         truth = sequence.boxes_xywh[t] if is_there else None
-        yield dataclasses.replace(_sample(kind, sequence, seen, truth), track=str(first))
+        yield _sample(kind, sequence, seen, truth, track=str(first))
 
   def presence(
     self, sequence: Sequenced, others: Sequence[Sequenced], rng: np.random.Generator, count: int
@@ -168,13 +168,18 @@ class Observer:
     return _Seen(box_xywh=box, score=float(score[0]), evidence=evidence[0])
 
 
-def _sample(kind: str, sequence: Sequenced, seen: _Seen, truth_xywh) -> Sample:
+def _sample(kind: str, sequence: Sequenced, seen: _Seen, truth_xywh, track: str = "") -> Sample:
   is_right = False
   if truth_xywh is not None:
     pair = (boxes.xywh_to_xyxy(np.asarray(one, np.float64)) for one in (seen.box_xywh, truth_xywh))
     is_right = bool(boxes.iou(*pair) > RIGHT_IOU)
   return Sample(
-    kind=kind, video=sequence.name, evidence=seen.evidence, score=seen.score, is_right=is_right
+    kind=kind,
+    video=sequence.name,
+    evidence=seen.evidence,
+    score=seen.score,
+    is_right=is_right,
+    track=track,
   )
 
 

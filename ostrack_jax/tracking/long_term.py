@@ -178,10 +178,10 @@ class Recovery:
 
   def judged(
     self, number: int, result: TrackResult, frame: np.ndarray, templates: Templates, lane: int
-  ) -> tuple[TrackResult, np.ndarray | None]:
-    """Return what to say of a frame, the result itself unless the target is lost; and where to go on, or None.
+  ) -> tuple[TrackResult | None, np.ndarray | None]:
+    """Return what to say of a frame, None unless the target is or was lost; and where to go on, or None.
 
-    None is where the tracker is. There it goes on also while the target is sought: doubt may be false, and a
+    Without a place it goes on where the tracker is, also while the target is sought: doubt may be false, and a
     tracker that was taken off its target would have lost it.
 
     Args:
@@ -193,7 +193,7 @@ class Recovery:
     if watched.loss is None:
       self._note(watched, result)
       if not self._is_given_up(watched):
-        return result, None
+        return None, None
       factor, templates = self._search.search_factor, self._search.repeated(templates, lane)
       windows = search_windows(watched.box_xywh, factor, np.shape(frame)[:2])
       watched.loss = _Loss(

@@ -102,7 +102,7 @@ class MultiTracker:
     if self.cut_on_device:
       self._boxes_xywh = jax.device_put(self._boxes_xywh.astype(np.float32), self._device)
     self._lanes: dict[int, int] = {}
-    # By object, what was told of where its tracker went on; none for those that have just started.
+    # By object, what was told last; none for those that have just started.
     self._confidences: dict[int, float | None] = {}
     self._next_id = 0
     self._frame_size = (0, 0)
@@ -259,23 +259,16 @@ class MultiTracker:
           f"object {number}: the network found no box, but {found[lane, :4].tolist()}; {NO_BOX}"
         )
       what = found[lane, :4], found[lane, 4], found[lane, 5:], self.calibrator
-      results[number] = result_of(*what, self._confidences.get(number))
-      self._confidences[number] = results[number].confidence
-      if self._recovery is None:
-        continue
-      was_lost = self._recovery.is_lost(number)
-      # By itself: the mode looks back as far as it wants.
-      said, place_xywh = self._recovery.judged(
-        number, result_of(*what), frame, self._templates(), lane
-      )
-      is_lost = self._recovery.is_lost(number)
-      if was_lost or is_lost:
-        results[number] = said
-      if was_lost and not is_lost:
-        # What was before the loss, or during it, says nothing of where it was found.
-        self._confidences[number] = said.confidence
-      if place_xywh is not None:
-        self._put(lane, place_xywh)
+      result = result_of(*what, self._confidences.get(number))
+      if self._recovery is not None:
+        # By itself: the mode looks back as far as it wants.
+        said, place_xywh = self._recovery.judged(
+          number, result_of(*what), frame, self._templates(), lane
+        )
+        result = said or result
+        if place_xywh is not None:
+          self._put(lane, place_xywh)
+      results[number], self._confidences[number] = result, result.confidence
     return results
 
   def track(

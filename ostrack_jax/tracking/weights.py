@@ -62,7 +62,7 @@ class TrackingWeights(flax.struct.PyTreeNode):
 
   Attributes:
     arrays: kernels and position tables, in the model's type but for what it computes in float32, heads that
-      cannot be folded, and the biases of fused blocks and the later layers of a head behind them.
+      cannot be folded, and the biases of fused blocks and of a folded head's layers 2 to 4.
     packed: [n] float32, all other biases and scales one after another.
     layout: whose these are.
   """
@@ -122,16 +122,14 @@ def prepare(model: OSTrack, variables, batch: int | None = None) -> TrackingWeig
   if model.head == "center":
     running = parts.pop("batch_stats")["box_head"]
     parts["head"] = folded_head.fold(params.pop("box_head"), running, dtype)
-  is_fused = fuses_blocks(model, batch)
-  if is_fused:
+  if fuses_blocks(model, batch):
     backbone = params.pop("backbone")
     parts["blocks"] = fused_blocks.fold(backbone, model.dimensions()["depth"], dtype)
     # The model asks for position tables, also where it takes the folded ones.
     params["backbone"] = {name: value for name, value in backbone.items() if "pos_embed" in name}
   arrays, small = {}, {}
   for path, value in sorted(flax.traverse_util.flatten_dict(parts).items()):
-    stays = path[0] == "blocks" or path[-1] == "kernel" or path[-1].startswith("pos_embed")
-    if stays or (is_fused and path[-1] == "biases"):
+    if path[0] == "blocks" or path[-1] in ("kernel", "biases") or path[-1].startswith("pos_embed"):
       arrays[path] = value if _keeps_its_type(path) else value.astype(dtype)
     else:
       small[path] = value

@@ -131,8 +131,11 @@ def _watch(confidences, elsewhere=0.2, **settings):
   frame, said = np.zeros((*_SIZE, 3), np.uint8), []
   for step, sure in enumerate(confidences, 1):
     result = TrackResult(np.array([100.0 + step, 100, 20, 20]), 0.5, sure, sure > 0.5)
-    said.append(recovery.judged(0, result, frame, ("a template", None), 0))
-  return [one for one, _ in said], search, recovery
+    was_lost = recovery.is_lost(0)
+    told, _ = recovery.judged(0, result, frame, ("a template", None), 0)
+    assert told is not None or not (was_lost or recovery.is_lost(0))
+    said.append(told or result)
+  return said, search, recovery
 
 
 def test_a_target_is_lost_when_the_odds_of_most_of_the_last_frames_are_low():

@@ -33,8 +33,8 @@ def test_arrays_are_cast_once_and_few(make_checkpoint):
   checkpoint = make_checkpoint(dtype="bfloat16")
   prepared = weights.prepare(checkpoint.model, checkpoint.variables)
   depth = checkpoint.model.dimensions()["depth"]
-  # Of a block four kernels; the patch projection, two position tables, the head's five, and the rest.
-  assert len(jax.tree.leaves(prepared)) == 4 * depth + 3 + 5 + 1
+  # Of a block four kernels; the patch projection, two position tables, the head's six, and the rest.
+  assert len(jax.tree.leaves(prepared)) == 4 * depth + 3 + 6 + 1
   backbone = checkpoint.variables["params"]["backbone"]
   unpacked = prepared.unpack()["params"]["backbone"]
   assert jax.tree.structure(unpacked) == jax.tree.structure(jax.tree.map(np.asarray, backbone))
@@ -66,9 +66,9 @@ def test_one_target_is_found_by_fused_blocks_where_the_model_finds_it(
     for side in (model.template_size, model.search_size)
   ]
   plain, fused = (weights.prepare(model, variables, batch) for batch in (None, 1))
-  # Nine arrays in place of four a block and the patches' kernel; one of them the head's.
+  # Eight arrays in place of four a block and the patches' kernel.
   depth = model.dimensions()["depth"]
-  assert len(fused.arrays) == len(plain.arrays) - 4 * depth - 1 + 9
+  assert len(fused.arrays) == len(plain.arrays) - 4 * depth - 1 + 8
   assert set(fused.unpack()["params"]["backbone"]) == {"pos_embed_z", "pos_embed_x"}
   want, found = (
     jax.jit(tracker.forward, static_argnums=0)(model, one, *crops) for one in (plain, fused)
