@@ -50,6 +50,9 @@ flags.DEFINE_string("dtype", None, "By default bfloat16 on a GPU, else float32."
 flags.DEFINE_list(
   "rows", ["network", "step", "queued", "start"], "What to measure.", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+  "fuse_batches", True, "Batches by fused blocks, where the device has them.", flag_values=FLAGS
+)
 flags.DEFINE_bool("peer", False, "PyTorch beside ours.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 3.0, "Of every measurement.", 0.01, flag_values=FLAGS)
 flags.DEFINE_string("profile", "", "Folder for a trace of a few calls.", flag_values=FLAGS)
@@ -90,7 +93,8 @@ def make_model(search_size: int, keep_ratio: float) -> OSTrack:
 
 def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], object]:
   """Return the network on crops that lie on the device, to boxes on the host."""
-  weights = jax.device_put(weights_lib.prepare(model, variables, batch_size))
+  weights = weights_lib.prepare(model, variables, batch_size, fuse_batches=FLAGS.fuse_batches)
+  weights = jax.device_put(weights)
   rng = np.random.default_rng(0)
   template, search = (
     jax.device_put(rng.integers(0, 256, (batch_size, side, side, 3), np.uint8))

@@ -52,12 +52,14 @@ class Options:
     batch_size: lanes of a group, 0 for the device's default; see LaneTracker.
     threads: that decode, 0 for one a core.
     teacher_forced: every frame starts from the annotated box.
+    fuse_blocks: of lanes; see LaneTracker.
   """
 
   one_by_one: bool = False
   batch_size: int = 0
   threads: int = 0
   teacher_forced: bool = False
+  fuse_blocks: bool = False
 
 
 def elimination_of(model) -> str:
@@ -79,6 +81,8 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     raise ValueError(
       f"--teacher_forced needs every frame's box, which {unannotated[0]} has not; leave it away"
     )
+  if options.fuse_blocks and options.one_by_one:
+    raise ValueError("--fuse_blocks is of many sequences at once; leave out it or --one_by_one")
   shares = sharing.share_out([len(video.frames) for video in videos], jax.process_count())
   mine = [videos[number] for number in sorted(shares[jax.process_index()])]
   settings = {
@@ -95,7 +99,7 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     kind = _OneByOne
   elif (
     len(videos) == 1
-    and not (options.teacher_forced or options.batch_size)
+    and not (options.teacher_forced or options.batch_size or options.fuse_blocks)
     and jax.local_devices()[0].platform in PLATFORMS_THAT_CUT
   ):
     kind = _Followed
@@ -173,11 +177,14 @@ class _InLanes:
       batch_size=min(wanted, fitting),
       groups=groups,
       threads=options.threads or None,
+      fuse_blocks=options.fuse_blocks,
     )
     self.settings: dict[str, Any] = settings | {
       "one_by_one": False,
       "batch_size": self._tracker.batch_size,
     }
+    if options.fuse_blocks:
+      self.settings["fuse_blocks"] = True
     lengths = [len(video.frames) for video in videos]
     self._plan = sharing.plan_lanes(videos, lengths, self._tracker.lanes)
     self._forced = options.teacher_forced

@@ -30,6 +30,11 @@ def is_hopper() -> bool:
   return 9.0 <= _capability() < 10.0
 
 
+def processors() -> int:
+  """Return how many processors the default GPU has."""
+  return jax.devices()[0].core_count
+
+
 def suits_batches(batch: int, dtype) -> bool:
   """Return whether kernels can run, and those should that are made for batches."""
   return has_kernels(dtype) and batch >= _SMALLEST_FUSED_BATCH

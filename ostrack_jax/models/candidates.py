@@ -239,6 +239,13 @@ def restore(tokens, candidates: Candidates, num_search_tokens: int) -> jax.Array
   return jax.vmap(scatter)(tokens, candidates.index)
 
 
+def on_grid(tokens, candidates: Candidates, num_search_tokens: int) -> jax.Array:
+  """Return template tokens, then search tokens on their cells as of restore: [b, Nz + num_search_tokens, d]."""
+  num_z = tokens.shape[1] - candidates.index.shape[1]
+  x = restore(tokens[:, num_z:], candidates, num_search_tokens)
+  return jnp.concatenate([tokens[:, :num_z], x], axis=1)
+
+
 def attention_on_grid(
   rows, candidates: Candidates, num_z: int, num_search_tokens: int
 ) -> jax.Array:

@@ -107,8 +107,6 @@ def check_call(
     raise ValueError(
       f"blocks_folded is of one-stream trackers alone; relation is {model.relation!r}"
     )
-  if blocks_folded is not None and batch != 1:
-    raise ValueError(f"blocks_folded is for one sample at a time, not for {batch}")
   if (encoded_template is None) == (template is None):
     raise ValueError("give either template or encoded_template")
   if encoded_template is None:

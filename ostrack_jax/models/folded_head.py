@@ -79,7 +79,7 @@ def apply(
   """Map [b, F, F, d] to (score_map [b,F,F,1], size_map [b,F,F,2], offset_map [b,F,F,2]), as CenterHead.
 
   Args:
-    is_fused: run layers 2 to 4 as the kernels of fused_head where these can; for one sample.
+    is_fused: run layers 2 to 4 of one sample as the kernels of fused_head where these can.
   """
   batch, grid = features.shape[:2]
   dtype = folded["conv1"]["kernel"].dtype
@@ -92,7 +92,7 @@ def apply(
   x = _activated(x, folded["conv1"]["bias"][None, None, None], dtype)
   kernels = [folded[f"conv{layer}"]["kernel"] for layer in range(2, _LAYERS + 1)]
   biases, start = folded["later"]["biases"], 0
-  if is_fused and all(map(fused_head.suits, kernels)):
+  if is_fused and batch == 1 and all(map(fused_head.suits, kernels)):
     cells = x.reshape(grid * grid, -1)
     interpret = not attention.has_kernels(dtype)
     for kernel in kernels:

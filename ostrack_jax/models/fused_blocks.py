@@ -1,7 +1,8 @@
-"""The backbone for tracking one target on Hopper GPUs: five kernels a block, and few arrays.
+"""The backbone for tracking on Hopper GPUs: five kernels a block, and few arrays.
 
 The same numbers as vit.Backbone's, up to rounding. For a single image the device works on some 200 kernels of a few
-microseconds, and half of them only add, normalise or activate. See fused_products for what becomes of these.
+microseconds, and half of them only add, normalise or activate; of many images each of these reads and writes all
+tokens once more. See fused_products and batched_products for what becomes of them.
 """
 
 from collections.abc import Mapping
@@ -11,16 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ostrack_jax.models import attention, packed_attention
-from ostrack_jax.models.candidates import template_attention
+from ostrack_jax.models import attention, batched_products, fused_products, packed_attention
+from ostrack_jax.models.candidates import Candidates, on_grid, template_attention
 from ostrack_jax.models.fused_elimination import Kept, eliminate, restore
-from ostrack_jax.models.fused_products import (
-  Layers,
-  RowSums,
-  added_product,
-  normed_product,
-  row_sums,
-)
+from ostrack_jax.models.fused_norm import add_and_normalise
+from ostrack_jax.models.fused_products import Layers, RowSums, row_sums
 
 # Of each block, in this order: how many times its width each puts out.
 _LINEAR = {"qkv": 3, "proj": 1, "fc1": 4, "fc2": 1}
@@ -29,16 +25,18 @@ _WIDTH_STEP = 64
 
 
 def suits(batch: int, dtype, width: int, num_heads: int) -> bool:
-  """Return whether these blocks can and should run: on a Hopper GPU, in half precision, for one sample.
+  """Return whether these blocks can and should run: on a Hopper GPU, in half precision, for one sample or a batch.
 
-  Older GPUs have less memory in a processor than the tiles want, and newer ones were never tried; of several samples
-  cuBLAS's products are faster.
+  Older GPUs have less memory in a processor than the tiles want, and newer ones were never tried.
   """
+  head_size = width // num_heads
   return (
-    batch == 1
-    and attention.is_hopper()
+    attention.is_hopper()
     and width % _WIDTH_STEP == 0
-    and packed_attention.suits(batch, dtype, width // num_heads)
+    and (
+      attention.is_fused(batch, dtype, head_size)
+      or (batch == 1 and packed_attention.suits(batch, dtype, head_size))
+    )
   )
 
 
@@ -95,20 +93,33 @@ def fold(params: Mapping[str, Any], depth: int, dtype) -> dict[str, np.ndarray]:
   return folded
 
 
-def embed(folded: Mapping[str, jax.Array], patches) -> tuple[jax.Array, RowSums]:
-  """Return tokens [1, n, d] of patches [1, n, 768] in the kernels' type, and their sums."""
-  layers = Layers(folded["patches"], folded["ends"], 0)
-  interpret = not attention.has_kernels(patches.dtype)
-  return added_product(folded["positions"], patches, layers, 0, interpret=interpret)
+def embed(folded: Mapping[str, jax.Array], patches) -> tuple[jax.Array, RowSums | None]:
+  """Return tokens [b, n, d] of patches [b, n, 768] in the kernels' type, and of one sample their sums."""
+  positions = folded["positions"]
+  if len(patches) == 1:
+    layers = Layers(folded["patches"], folded["ends"], 0)
+    interpret = not attention.has_kernels(patches.dtype)
+    return fused_products.added_product(positions, patches, layers, 0, interpret=interpret)
+  product = (patches @ folded["patches"][0]).astype(jnp.float32)
+  shift = positions.astype(jnp.float32) + folded["ends"][0][None, None, :]
+  return (product + shift).astype(patches.dtype), None
 
 
 def finish(
-  folded: Mapping[str, jax.Array], tokens, sums: RowSums | None, index, num_cells: int
+  folded: Mapping[str, jax.Array],
+  tokens,
+  sums: RowSums | None,
+  alive: Candidates,
+  num_cells: int,
 ) -> jax.Array:
-  """Normalise tokens and put them back on their cells; see fused_elimination.restore."""
+  """Normalise tokens [b, Nz + n, d] and put them back on their cells: [b, Nz + num_cells, d]."""
+  if len(tokens) > 1:
+    _, scale, bias = folded["ends"]
+    normed = add_and_normalise(tokens, None, scale, bias, tokens.dtype)[1]
+    return on_grid(normed, alive, num_cells)
   sums = row_sums(tokens) if sums is None else sums
   interpret = not attention.has_kernels(tokens.dtype)
-  return restore(tokens, sums, index, folded["ends"], num_cells, interpret=interpret)
+  return restore(tokens, sums, alive.index, folded["ends"], num_cells, interpret=interpret)
 
 
 class FusedBlock:
@@ -139,18 +150,45 @@ class FusedBlock:
       raise ValueError(
         "fused blocks attend to all tokens alike; leave out key_valid, scale, offset_index"
       )
-    packed = packed_attention.Packed(self._normed("qkv", tokens, sums, gelu=False), None)
+    sums = row_sums(tokens) if sums is None else sums
+    if len(tokens) > 1:
+      return self._attend_in_batches(tokens, sums, rows)
+    product = self._normed("qkv", tokens, sums, gelu=False)
     if rows is not None and len(rows) == 1:
       mixed, looks = packed_attention.attend_and_look(
-        packed.product, rows[0], self._num_heads, interpret=self._interpret
+        product, rows[0], self._num_heads, interpret=self._interpret
       )
       return *self._added("proj", tokens, mixed), looks
+    packed = packed_attention.Packed(product, None)
     mixed = packed_attention.attend_packed(self._num_heads, self._interpret, packed)
     looks = None
     if rows is not None:
       queries, keys, _ = packed_attention.split_heads(packed, self._num_heads)
       looks = template_attention(queries[:, jnp.asarray(rows)], keys)
     return *self._added("proj", tokens, mixed), looks
+
+  def _attend_in_batches(self, tokens, sums: RowSums, rows):
+    batch, count, width = tokens.shape
+    parted = batched_products.normed_product(
+      tokens,
+      sums,
+      self._layers["qkv"],
+      self._layer,
+      gelu=False,
+      parts=3,
+      interpret=self._interpret,
+    )
+    heads = batch, count, self._num_heads, width // self._num_heads
+    queries, keys, values = (part.reshape(heads) for part in parted)
+    mixed = attention.attend(queries, keys, values).reshape(tokens.shape)
+    looks = None
+    if rows is not None:
+      looks = template_attention(queries[:, jnp.asarray(rows)], keys)
+    return *self._added("proj", tokens, mixed), looks
+
+  def can_eliminate(self, looks) -> bool:
+    """Return whether eliminate takes such looks: of one sample's one template token."""
+    return looks.shape[0] == 1 and looks.shape[2] == 1
 
   def eliminate(self, tokens, sums: RowSums, looks, index, capacity: int) -> Kept:
     """Keep the candidates that one template token looks at most; see fused_elimination.eliminate."""
@@ -160,12 +198,16 @@ class FusedBlock:
     """Return tokens with the MLP added, and their sums."""
     if scale is not None:
       raise ValueError("fused blocks scale nothing; leave out scale")
+    sums = row_sums(tokens) if sums is None else sums
     return self._added("fc2", tokens, self._normed("fc1", tokens, sums, gelu=True))
 
-  def _normed(self, name: str, tokens, sums: RowSums | None, *, gelu: bool):
-    sums = row_sums(tokens) if sums is None else sums
-    layers = self._layers[name]
-    return normed_product(tokens, sums, layers, self._layer, gelu=gelu, interpret=self._interpret)
+  def _normed(self, name: str, tokens, sums: RowSums, *, gelu: bool):
+    layers, how = self._layers[name], dict(gelu=gelu, interpret=self._interpret)
+    if len(tokens) == 1:
+      return fused_products.normed_product(tokens, sums, layers, self._layer, **how)
+    return batched_products.normed_product(tokens, sums, layers, self._layer, parts=1, **how)[0]
 
   def _added(self, name: str, stream, x):
-    return added_product(stream, x, self._layers[name], self._layer, interpret=self._interpret)
+    products = fused_products if len(stream) == 1 else batched_products
+    layers = self._layers[name]
+    return products.added_product(stream, x, layers, self._layer, interpret=self._interpret)

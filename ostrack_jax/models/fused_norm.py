@@ -6,6 +6,7 @@ all of them in one reading, where XLA reads the tokens once for each.
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -63,15 +64,20 @@ class ResidualNorm(nn.Module):
     width = tokens.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    if suits_batches(tokens.shape[0], tokens.dtype):
-      return residual_norm(tokens, branch, scale, bias, self.dtype)
-    tokens = add(tokens, branch)
-    wide = tokens.astype(jnp.float32)
-    mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
-    factor = jax.lax.rsqrt(jnp.maximum(0.0, variance) + _EPSILON) * scale[None, None, :]
-    normed = (wide - mean) * factor + bias[None, None, :]
-    return tokens, normed.astype(self.dtype)
+    return add_and_normalise(tokens, branch, scale, bias, self.dtype)
+
+
+def add_and_normalise(tokens, branch: Branch | None, scale, bias, dtype):
+  """Add the branch and normalise, as residual_norm, in whichever way suits the batch and the device."""
+  if suits_batches(tokens.shape[0], tokens.dtype):
+    return residual_norm(tokens, branch, scale, bias, dtype)
+  tokens = add(tokens, branch)
+  wide = tokens.astype(jnp.float32)
+  mean = wide.mean(axis=-1, keepdims=True)
+  variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
+  factor = jax.lax.rsqrt(jnp.maximum(0.0, variance) + _EPSILON) * scale[None, None, :]
+  normed = (wide - mean) * factor + bias[None, None, :]
+  return tokens, normed.astype(dtype)
 
 
 def residual_norm(tokens, branch: Branch | None, scale, bias, dtype, *, interpret: bool = False):
@@ -260,14 +266,26 @@ def _kernel_call(kernel, name, shape, chunks, operands, results, dtypes, interpr
   )
 
 
+# A name, or several of an axis that runs over all of them.
+_AXIS = re.compile(r"\([^)]*\)|\w+")
+
+
 def by_sample(call, operands, results):
-  """Let every device run `call` on the samples it has; what has no axis b is whole on each."""
+  """Let every device run `call` on the samples it has; what has no axis b is whole on each.
+
+  Args:
+    call: a function of arrays, the first of which says how samples lie.
+    operands, results: names of their axes, as "b n d"; "(b n)" for one that runs over samples and what they have.
+  """
 
   def placed(mesh, shapes, names):
     spec = shapes[0].sharding.spec
-    samples = PartitionSpec(spec[0] if len(spec) else None)
+    samples = spec[0] if len(spec) else None
     return tuple(
-      NamedSharding(mesh, samples if axes.startswith("b") else PartitionSpec()) for axes in names
+      NamedSharding(
+        mesh, PartitionSpec(*(samples if "b" in axis else None for axis in _AXIS.findall(axes)))
+      )
+      for axes in names
     )
 
   partitioned = custom_partitioning(call)

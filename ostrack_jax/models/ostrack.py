@@ -216,16 +216,16 @@ class OSTrack(nn.Module):
       batch_norm_shards: equal runs of the batch that lie on different devices, in training. The devices
         then tell each other BatchNorm's statistics in few words; numbers change by rounding alone.
       head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
-      blocks_folded: what fused_blocks.fold makes of the backbone's, likewise but for position tables; for one
-        sample, not in training. With it a folded head runs by fused_head's kernels.
+      blocks_folded: what fused_blocks.fold makes of the backbone's, likewise but for position tables; not in
+        training. With it a folded head runs by fused_head's kernels for one sample.
       encoded_template: of encode_template, in place of template, which is then None; two-stream alone.
 
     Returns:
       OSTrackOutput.
 
     Raises:
-      ValueError: a shape does not fit the model, template_mask is missing or not expected, the batch does
-        not divide as BatchNorm is to see it, or there are several samples for blocks_folded.
+      ValueError: a shape does not fit the model, template_mask is missing or not expected, or the batch does
+        not divide as BatchNorm is to see it.
     """
     checks.check_call(
       self,

@@ -280,12 +280,12 @@ class Backbone(nn.Module):
       if eliminates or self.rematerialise or layer in feature_layers:
         tokens, branch = fused_norm.settle(tokens, branch)
       if layer in feature_layers:
-        inner.append(_on_grid(tokens, alive, num_z, num_x))
+        inner.append(candidates_lib.on_grid(tokens, alive, num_x))
       if layer in attention_layers:
         attention.append(candidates_lib.attention_on_grid(looks, alive, num_z, num_x))
       if eliminates and looks is not None:
-        # Only fused blocks know the sums, and their kernel is for one token that looks.
-        if isinstance(branch, RowSums) and looks.shape[2] == 1 and keep_counts is None:
+        # Only fused blocks know the sums.
+        if isinstance(branch, RowSums) and keep_counts is None and block.can_eliminate(looks):
           kept = block.eliminate(tokens, branch, looks, alive.index, capacities[stage])
           tokens, branch, dropped = kept.tokens, kept.sums, kept.removed
           alive = Candidates(index=kept.index, valid=None)
@@ -310,13 +310,7 @@ class Backbone(nn.Module):
         tokens, branch = fused_norm.add(tokens, branch), None
 
     if blocks_folded is not None:
-      features = fused_blocks.finish(blocks_folded, tokens, branch, alive.index, num_x)
+      features = fused_blocks.finish(blocks_folded, tokens, branch, alive, num_x)
     else:
-      features = _on_grid(self.norm(tokens, branch)[1], alive, num_z, num_x)
+      features = candidates_lib.on_grid(self.norm(tokens, branch)[1], alive, num_x)
     return features, tuple(removed), tuple(attention), tuple(inner)
-
-
-def _on_grid(tokens, alive: Candidates, num_z: int, num_x: int) -> jax.Array:
-  """Return template tokens, then search tokens on their cells, zeros where eliminated."""
-  x = candidates_lib.restore(tokens[:, num_z:], alive, num_x)
-  return jnp.concatenate([tokens[:, :num_z], x], axis=1)

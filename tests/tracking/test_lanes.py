@@ -10,6 +10,7 @@ import pytest
 from lane_runs import LENGTHS, SMALL, alone, track
 
 from ostrack_jax import load
+from ostrack_jax.models import fused_blocks
 from ostrack_jax.tracking import agreement, frames, lane, lanes, sharing
 from ostrack_jax.tracking.cutting import starting_boxes
 from ostrack_jax.tracking.lane import LaneSequence
@@ -55,6 +56,23 @@ def test_lanes_over_devices_and_with_template_masks_give_the_trackers_boxes(
     np.testing.assert_allclose(found[sequence.name].boxes_xywh, boxes, atol=1e-3)
   with pytest.raises(ValueError, match="batch_size 6 is not divisible by 4 devices"):
     lanes.LaneTracker(checkpoint, batch_size=6, devices=four_devices)
+
+
+def test_fused_blocks_are_made_for_each_devices_lanes(make_checkpoint, four_devices, monkeypatch):
+  checkpoint = make_checkpoint(**{**SMALL, "width": 64})
+  monkeypatch.setattr(fused_blocks, "suits", lambda batch, *_: batch == 8)
+  kinds = {}
+  for asked in (False, True):
+    tracker = lanes.LaneTracker(
+      checkpoint, batch_size=32, groups=1, processes=0, devices=four_devices, fuse_blocks=asked
+    )
+    kinds[asked] = "blocks" in tracker._weights.unpack()
+  assert kinds == {False: False, True: True}
+
+
+def test_fused_blocks_are_refused_where_there_are_none(checkpoint):
+  with pytest.raises(ValueError, match=r"Hopper GPU.* this is float32 with 8 a device on cpu"):
+    lanes.LaneTracker(checkpoint, batch_size=8, devices=jax.devices()[:1], fuse_blocks=True)
 
 
 def free(sequence):

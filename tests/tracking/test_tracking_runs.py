@@ -66,6 +66,14 @@ def test_lanes_and_one_by_one_find_the_same(checkpoint, videos, teacher_forced):
   assert lanes.timing()["stages"]["frames"] == 12
 
 
+def test_fused_blocks_are_of_lanes_alone(checkpoint, videos):
+  with pytest.raises(ValueError, match="leave out it or --one_by_one"):
+    run(checkpoint, videos, one_by_one=True, fuse_blocks=True)
+  # And reach them: here there are none.
+  with pytest.raises(ValueError, match="Hopper GPU"):
+    run(checkpoint, videos[:1], fuse_blocks=True)
+
+
 def test_a_single_sequence_is_followed_where_the_device_cuts(checkpoint, videos, monkeypatch):
   _, want, _ = run(checkpoint, videos[1:2], one_by_one=True)
   lanes, _, _ = run(checkpoint, videos[1:2])

@@ -80,6 +80,22 @@ def test_one_target_is_found_by_fused_blocks_where_the_model_finds_it(
   np.testing.assert_allclose(told[1], told[0], atol=1e-5)
 
 
+def test_batches_get_fused_blocks_where_they_are_asked_for(monkeypatch, make_checkpoint):
+  monkeypatch.setattr(fused_blocks, "suits", lambda batch, *_: batch in (1, 8))
+  checkpoint = make_checkpoint(width=64)
+  for batch, asked, want in (
+    (8, False, False),
+    (8, True, True),
+    (2, True, False),
+    (1, False, True),
+  ):
+    assert weights.fuses_blocks(checkpoint.model, batch, asked) is want
+    prepared = weights.prepare(
+      checkpoint.model, checkpoint.variables, batch, fuse_batches=asked
+    ).unpack()
+    assert ("blocks" in prepared) is want
+
+
 @pytest.mark.parametrize(
   "changes",
   [
