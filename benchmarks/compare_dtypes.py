@@ -4,9 +4,9 @@
 
 Every frame's search region is cut around the annotated box before it, so that all types see the same
 pixels: boxes, their mean overlap with the annotation, and the search tokens that elimination keeps. One at a time
-(--batch_size=1) they go through what tracks a single target, which has kernels of its own on some GPUs. Then
-all track freely, through what evaluates many sequences. Several data sets are one pool of frames. Of the comparison frame by
-frame float32 is in full precision.
+(--batch_size=1) they go through what tracks a single target, which has kernels of its own on some GPUs, as
+several have with --fuse_blocks. Then all track freely, through what evaluates many sequences, without these.
+Several data sets are one pool of frames. Of the comparison frame by frame float32 is in full precision.
 """
 
 import functools
@@ -40,6 +40,7 @@ flags.DEFINE_list("dataset", ["folder"], "Layout of each --root.", flag_values=F
 flags.DEFINE_list("root", None, "Folders of real sequences.", required=True, flag_values=FLAGS)
 flags.DEFINE_bool("allow_missing", False, "Leave out incomplete sequences.", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "Frames at a time.", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool("fuse_blocks", False, "Of several frames at a time.", flag_values=FLAGS)
 flags.DEFINE_string("output", None, "JSON file to write.", flag_values=FLAGS)
 
 HALVES = ("bfloat16", "float16")
@@ -100,7 +101,10 @@ def kept(removed: Sequence[np.ndarray], batch_size: int, cells: int) -> np.ndarr
 
 def forward(network: loading.Checkpoint) -> Callable:
   """Return the jitted step from crops to boxes [b, 4] and removed tokens, through what tracks a batch of this size."""
-  weights = jax.device_put(prepare(network.model, network.variables, FLAGS.batch_size))
+  weights = prepare(
+    network.model, network.variables, FLAGS.batch_size, fuse_blocks=FLAGS.fuse_blocks
+  )
+  weights = jax.device_put(weights)
   window = head.hann_window(network.model.search_grid)
 
   @jax.jit

@@ -51,7 +51,7 @@ flags.DEFINE_list(
   "rows", ["network", "step", "queued", "start"], "What to measure.", flag_values=FLAGS
 )
 flags.DEFINE_bool(
-  "fuse_batches", True, "Batches by fused blocks, where the device has them.", flag_values=FLAGS
+  "fuse_blocks", True, "Of batches, where the device has fused blocks.", flag_values=FLAGS
 )
 flags.DEFINE_bool("peer", False, "PyTorch beside ours.", flag_values=FLAGS)
 flags.DEFINE_float("seconds", 3.0, "Of every measurement.", 0.01, flag_values=FLAGS)
@@ -93,7 +93,7 @@ def make_model(search_size: int, keep_ratio: float) -> OSTrack:
 
 def network_step(model: OSTrack, variables, batch_size: int) -> Callable[[], object]:
   """Return the network on crops that lie on the device, to boxes on the host."""
-  weights = weights_lib.prepare(model, variables, batch_size, fuse_batches=FLAGS.fuse_batches)
+  weights = weights_lib.prepare(model, variables, batch_size, fuse_blocks=FLAGS.fuse_blocks)
   weights = jax.device_put(weights)
   rng = np.random.default_rng(0)
   template, search = (
@@ -224,8 +224,13 @@ def _network_rows(
   for ratio, model in models.items():
     ours = found["ours", ratio]
     row: dict = {"row": "network", "search": search_size, "keep_ratio": ratio}
+    is_fused = weights_lib.fuses_blocks(model, batch_size, FLAGS.fuse_blocks)
     row |= {"batch": batch_size, "ms": ours, "ms_per_image": ours / batch_size}
-    text = f"network {search_size}, keep {ratio:g}, batch {batch_size}: {ours:.3f} ms"
+    row |= {"dtype": model.dtype, "fused_blocks": is_fused}
+    kind = "fused" if is_fused else "plain"
+    text = (
+      f"network {search_size}, keep {ratio:g}, batch {batch_size}, {kind} blocks: {ours:.3f} ms"
+    )
     if batch_size > 1:
       text += f", {row['ms_per_image']:.4f} an image"
     if FLAGS.peer:

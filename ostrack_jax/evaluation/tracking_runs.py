@@ -81,8 +81,11 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     raise ValueError(
       f"--teacher_forced needs every frame's box, which {unannotated[0]} has not; leave it away"
     )
-  if options.fuse_blocks and options.one_by_one:
-    raise ValueError("--fuse_blocks is of many sequences at once; leave out it or --one_by_one")
+  if options.fuse_blocks and (options.one_by_one or len(videos) == 1):
+    raise ValueError(
+      "--fuse_blocks is of many sequences at once; one after another have such blocks by themselves, where there are "
+      "any: leave it out"
+    )
   shares = sharing.share_out([len(video.frames) for video in videos], jax.process_count())
   mine = [videos[number] for number in sorted(shares[jax.process_index()])]
   settings = {
@@ -99,7 +102,7 @@ def plan(checkpoint: TrackableCheckpoint, videos: Sequence[Video], options: Opti
     kind = _OneByOne
   elif (
     len(videos) == 1
-    and not (options.teacher_forced or options.batch_size or options.fuse_blocks)
+    and not (options.teacher_forced or options.batch_size)
     and jax.local_devices()[0].platform in PLATFORMS_THAT_CUT
   ):
     kind = _Followed

@@ -23,7 +23,7 @@ from ostrack_jax.models.fused_products import EPSILON, Layers, RowSums
 
 _GROUPS, _PROCESSORS = "groups", "processors"
 _MULTIPLYING = 2
-# Of registers, of which a processor has 512 for each thread of a warp-wide group.
+# For each thread, of the 512 that a processor has for a thread of four warps.
 _REGISTERS, _FEW_REGISTERS = 232, 40
 # Of a tile, and of what is summed over in one step.
 _ROWS = 128
@@ -246,10 +246,6 @@ def _multiplied(plan: _Plan, shared: _Shared, group, number, count):
   return product
 
 
-def _over_columns(vector, columns: int):
-  return lax.broadcast_in_dim(vector, (_ROWS, columns), [0])
-
-
 class _Normed:
   """What follows a product behind a normalisation: division by the deviation, shift, GELU, parting."""
 
@@ -274,7 +270,8 @@ class _Normed:
     factor = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
     for run in range(plan.columns // _RUN):
       first = column * plan.columns + run * _RUN
-      found = product[:, run * _RUN : (run + 1) * _RUN] * _over_columns(factor, _RUN)
+      found = product[:, run * _RUN : (run + 1) * _RUN]
+      found *= lax.broadcast_in_dim(factor, (_ROWS, _RUN), [0])
       found += _shift(plan, self._shifts, first)
       if plan.gelu:
         found = gelu(found)

@@ -107,6 +107,8 @@ def check_call(
     raise ValueError(
       f"blocks_folded is of one-stream trackers alone; relation is {model.relation!r}"
     )
+  if blocks_folded is not None and keep_counts is not None:
+    raise ValueError("blocks_folded has static keep ratios; leave out keep_counts")
   if (encoded_template is None) == (template is None):
     raise ValueError("give either template or encoded_template")
   if encoded_template is None:

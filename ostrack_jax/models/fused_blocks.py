@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ostrack_jax.models import attention, batched_products, fused_products, packed_attention
+from ostrack_jax.models import attention, fused_products, packed_attention
 from ostrack_jax.models.candidates import Candidates, on_grid, template_attention
 from ostrack_jax.models.fused_elimination import Kept, eliminate, restore
 from ostrack_jax.models.fused_norm import add_and_normalise
@@ -122,6 +122,13 @@ def finish(
   return restore(tokens, sums, alive.index, folded["ends"], num_cells, interpret=interpret)
 
 
+def _batched_products():
+  # Imported late: what it needs of pallas takes a fifth of a second, which every start would pay.
+  from ostrack_jax.models import batched_products
+
+  return batched_products
+
+
 class FusedBlock:
   """A block with the two halves of vit.Block; what it takes and leaves pending is not a branch but the stream's RowSums.
 
@@ -169,7 +176,7 @@ class FusedBlock:
 
   def _attend_in_batches(self, tokens, sums: RowSums, rows):
     batch, count, width = tokens.shape
-    parted = batched_products.normed_product(
+    parted = _batched_products().normed_product(
       tokens,
       sums,
       self._layers["qkv"],
@@ -205,9 +212,9 @@ class FusedBlock:
     layers, how = self._layers[name], dict(gelu=gelu, interpret=self._interpret)
     if len(tokens) == 1:
       return fused_products.normed_product(tokens, sums, layers, self._layer, **how)
-    return batched_products.normed_product(tokens, sums, layers, self._layer, parts=1, **how)[0]
+    return _batched_products().normed_product(tokens, sums, layers, self._layer, parts=1, **how)[0]
 
   def _added(self, name: str, stream, x):
-    products = fused_products if len(stream) == 1 else batched_products
+    products = fused_products if len(stream) == 1 else _batched_products()
     layers = self._layers[name]
     return products.added_product(stream, x, layers, self._layer, interpret=self._interpret)

@@ -217,7 +217,7 @@ class OSTrack(nn.Module):
         then tell each other BatchNorm's statistics in few words; numbers change by rounding alone.
       head_folded: what folded_head.fold makes of the head's variables, which are then not looked at.
       blocks_folded: what fused_blocks.fold makes of the backbone's, likewise but for position tables; not in
-        training. With it a folded head runs by fused_head's kernels for one sample.
+        training nor with keep_counts. With it a folded head runs by fused_head's kernels for one sample.
       encoded_template: of encode_template, in place of template, which is then None; two-stream alone.
 
     Returns:

@@ -111,7 +111,7 @@ class LaneTracker:
       at least eight. In one process, many threads wait for its interpreter more than they decode.
     search_factor, template_factor: as for Tracker.
     devices: the batch is split over them; by default all of this process.
-    fuse_blocks: take a fifth less time on Hopper GPUs, after a start that is longer by some 15 seconds; see weights.prepare.
+    fuse_blocks: on Hopper GPUs, take less time in each step and more at the start; see weights.prepare.
     locate: as tracker.locate; for measurements without a network.
 
   Every lane gives the boxes that Tracker gives, but for the rounding of other matrix products.
@@ -153,13 +153,19 @@ class LaneTracker:
       )
     self._batch_sharding = sharding.batch_sharding(mesh)
     everywhere = sharding.replicated(mesh)
-    share = batch_size // mesh.size if fuse_blocks else None
-    if fuse_blocks and not fuses_blocks(self.model, share, True):
+    share = batch_size // mesh.size
+    if fuse_blocks and (share == 1 or not fuses_blocks(self.model, share, True)):
       raise ValueError(
-        f"fuse_blocks needs a Hopper GPU, half precision, one stream and 8 lanes a device, or one; this is {self.model.dtype} "
-        f"with {share} a device on {mesh.devices.flat[0].device_kind}; leave it out"
+        "fuse_blocks needs a Hopper GPU, a one-stream model in half precision without relative positions, whose width is a "
+        "multiple of 64, and at least 8 lanes a device, which as many sequences fill; this is "
+        f"{self.model.dtype}, {share} lanes a device, {mesh.devices.flat[0].device_kind}: leave it out"
       )
-    weights = prepare(self.model, checkpoint.variables, batch=share, fuse_batches=fuse_blocks)
+    weights = prepare(
+      self.model,
+      checkpoint.variables,
+      batch=share if fuse_blocks else None,
+      fuse_blocks=fuse_blocks,
+    )
     self._weights = jax.device_put(weights, everywhere)
     self._window = jax.device_put(head.hann_window(self.model.search_grid), everywhere)
     self._locate = locate

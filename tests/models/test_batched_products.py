@@ -63,6 +63,16 @@ def test_sums_in_several_parts_are_added_up():
   np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_a_token_that_is_not_finite_is_not_hidden():
+  tokens, layers = make_tokens((2, 70, 64), jnp.float32, 0), make_layers(64, 64, 0, jnp.float32)
+  tokens = tokens.at[1, 3, 5].set(jnp.nan)
+  (found,) = batched_products.normed_product(
+    tokens, row_sums(tokens), layers, 1, gelu=True, parts=1, interpret=True
+  )
+  is_nan = np.isnan(found).all(axis=2)
+  assert np.argwhere(is_nan).tolist() == [[1, 3]] and np.isnan(found).sum() == 64
+
+
 def test_gelu_is_exact_to_what_it_says():
   near, far = np.linspace(-14, 14, 200_001), np.geomspace(14, 60_000, 500)
   x = np.concatenate([near, far, -far]).astype(np.float32)
@@ -92,9 +102,10 @@ def test_no_group_reads_what_another_writes(adds, monkeypatch, capfd):
   assert "RACE" not in capfd.readouterr().out
 
 
-def _plain(arrays, ending, results, **plan):
+def _plain(rows_seen, arrays, ending, results, **plan):
   """Do what the kernel does, without it."""
   layer, x, kernels, shifts, *others = arrays
+  rows_seen.add(len(x))
   kernel = kernels[layer[0]]
   shift = shifts[layer[0], plan["start"] :][None, : kernel.shape[1]]
   if ending is batched_products._Added:
@@ -110,7 +121,8 @@ def _plain(arrays, ending, results, **plan):
 
 
 def test_each_device_multiplies_its_own_samples(four_devices, monkeypatch):
-  monkeypatch.setattr(batched_products, "_call", _plain)
+  rows_seen: set[int] = set()
+  monkeypatch.setattr(batched_products, "_call", functools.partial(_plain, rows_seen))
   calls = batched_products._normed_call, batched_products._added_call
   for call in calls:
     call.cache_clear()
@@ -134,6 +146,8 @@ def test_each_device_multiplies_its_own_samples(four_devices, monkeypatch):
   want = normed_by_hand(added_by_hand(tokens, x, into), out_of, False)
   np.testing.assert_allclose(np.concatenate(found, axis=2), want, atol=3e-5)
   assert all(part.sharding.is_equivalent_to(samples, 3) for part in found)
+  # Each device's two samples, and, where shapes alone were asked for, all eight.
+  assert rows_seen == {2 * 64, 8 * 64}
   for call in calls:
     call.cache_clear()
 

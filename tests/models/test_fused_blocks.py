@@ -33,6 +33,7 @@ def _with_all_parameters_at_work(model):
     (1, 3, (0, 1), {"template_tokens": "all"}),
     # By other kernels.
     (3, 2, (0, 1), {"identity_embeddings": True}),
+    (2, 2, (0,), {"template_tokens": "ground_truth_box"}),
   ],
 )
 def test_the_network_is_the_same(batch, depth, stages, changes):
@@ -40,7 +41,9 @@ def test_the_network_is_the_same(batch, depth, stages, changes):
   model = make_model(depth=depth, elimination_layers=stages, keep_ratios=keep_ratios, **changes)
   variables = _with_all_parameters_at_work(model)
   images = make_images(batch)
-  options = dict(attention_layers=(0, depth - 1), feature_layers=(1,))
+  options: dict = dict(attention_layers=(0, depth - 1), feature_layers=(1,))
+  if model.template_tokens == "ground_truth_box":
+    options["template_mask"] = jnp.arange(4)[None, :] <= jnp.arange(batch)[:, None]
   want = jax.jit(lambda: model.apply(variables, *images, **options))()
   backbone = variables["params"]["backbone"]
   folded = fused_blocks.fold(backbone, depth, jnp.float32)
@@ -148,6 +151,15 @@ def test_what_these_blocks_cannot_do_is_refused():
   tokens = make_tokens((1, 20, 64), jnp.float32, 0)
   with pytest.raises(ValueError, match="key_valid"):
     block.attend(tokens, None, rows=None, key_valid=jnp.ones((1, 20), bool))
+  with pytest.raises(ValueError, match="leave out keep_counts"):
+    jax.eval_shape(
+      lambda: make_model().apply(
+        init_variables(make_model(), 0),
+        *make_images(1),
+        blocks_folded=folded,
+        keep_counts=jnp.full(1, 3),
+      )
+    )
   with pytest.raises(ValueError, match="scale"):
     block.feed_forward(tokens, None, scale=jnp.ones((1, 1, 1)))
 

@@ -71,7 +71,7 @@ def test_fused_blocks_are_made_for_each_devices_lanes(make_checkpoint, four_devi
 
 
 def test_fused_blocks_are_refused_where_there_are_none(checkpoint):
-  with pytest.raises(ValueError, match=r"Hopper GPU.* this is float32 with 8 a device on cpu"):
+  with pytest.raises(ValueError, match=r"Hopper GPU.* this is float32, 8 lanes a device, cpu"):
     lanes.LaneTracker(checkpoint, batch_size=8, devices=jax.devices()[:1], fuse_blocks=True)
 
 

@@ -10,6 +10,7 @@ import pytest
 from ostrack_jax.evaluation import tracking_runs
 from ostrack_jax.evaluation.tracking_runs import Options
 from ostrack_jax.evaluation.videos import Video, first_box_only
+from ostrack_jax.models import fused_blocks
 
 _SMALL = {"width": 16, "depth": 1, "num_heads": 1, "head_channels": 8, "elimination_layers": (0,)}
 
@@ -67,11 +68,22 @@ def test_lanes_and_one_by_one_find_the_same(checkpoint, videos, teacher_forced):
 
 
 def test_fused_blocks_are_of_lanes_alone(checkpoint, videos):
-  with pytest.raises(ValueError, match="leave out it or --one_by_one"):
-    run(checkpoint, videos, one_by_one=True, fuse_blocks=True)
-  # And reach them: here there are none.
+  for some, options in ((videos, {"one_by_one": True}), (videos[:1], {})):
+    with pytest.raises(ValueError, match="one after another have such blocks by themselves"):
+      run(checkpoint, some, fuse_blocks=True, **options)
   with pytest.raises(ValueError, match="Hopper GPU"):
-    run(checkpoint, videos[:1], fuse_blocks=True)
+    run(checkpoint, videos, fuse_blocks=True)
+
+
+def test_runs_with_fused_blocks_and_without_are_told_apart(make_checkpoint, videos, monkeypatch):
+  made = make_checkpoint(**{**_SMALL, "width": 64})
+  checkpoint = dataclasses.replace(made, description={**made.description, "model": _SMALL})
+  monkeypatch.setattr(fused_blocks, "suits", lambda batch, *_: batch == 2)
+  with_them, without = (
+    tracking_runs.plan(checkpoint, videos, Options(threads=1, batch_size=2, fuse_blocks=asked))
+    for asked in (True, False)
+  )
+  assert with_them.settings == {**without.settings, "fuse_blocks": True}
 
 
 def test_a_single_sequence_is_followed_where_the_device_cuts(checkpoint, videos, monkeypatch):

@@ -91,7 +91,7 @@ def test_batches_get_fused_blocks_where_they_are_asked_for(monkeypatch, make_che
   ):
     assert weights.fuses_blocks(checkpoint.model, batch, asked) is want
     prepared = weights.prepare(
-      checkpoint.model, checkpoint.variables, batch, fuse_batches=asked
+      checkpoint.model, checkpoint.variables, batch, fuse_blocks=asked
     ).unpack()
     assert ("blocks" in prepared) is want
 
