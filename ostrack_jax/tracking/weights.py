@@ -116,7 +116,7 @@ def prepare(
     batch: crops of each device in every call, or None where their number varies; one may get fused blocks, see
       fused_blocks.suits.
     fuse_blocks: give them to 8 and more, too. On an H200 a call of 16 takes a tenth less time then, of 64 a fifth, and the
-      first some 15 seconds more, 8 of them also with compiled programs at hand.
+      first some 15 seconds more, at least 8 of them also with compiled programs at hand.
   """
   variables = jax.tree.map(
     np.asarray, {name: variables[name] for name in ("params", "batch_stats")}
