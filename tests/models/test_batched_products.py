@@ -159,7 +159,7 @@ _ON_HOPPER = pytest.mark.skipif(not attention.is_hopper(), reason="needs a Hoppe
 @pytest.mark.parametrize(
   ("batch", "count", "width", "dtype"),
   [
-    (64, 320, 768, jnp.float16),
+    (16, 320, 768, jnp.float16),
     (9, 153, 768, jnp.bfloat16),
     (8, 244, 1024, jnp.float16),
     (16, 190, 384, jnp.bfloat16),
