@@ -27,9 +27,9 @@ _MULTIPLYING = 2
 _REGISTERS, _FEW_REGISTERS = 232, 40
 # Of a tile, and of what is summed over in one step.
 _ROWS = 128
+_INPUTS = 64
 # Rows that lie together in a processor's memory.
 _EIGHT = 8
-_INPUTS = 64
 # Columns that are finished and stored at once: with as many of two bytes a row fills what is stored together.
 _RUN = 64
 _SWIZZLE = 128
