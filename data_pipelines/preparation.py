@@ -200,9 +200,7 @@ def _prepare_split(
     "shards": total,
   }
   _start_over_unless(plan, directory, work / f"{split}.json", split)
-  # What a killed process was writing.
-  for leftover in (*directory.glob(f".*-{split}.*.partial"), *work.glob(f".{split}-*.partial")):
-    leftover.unlink(missing_ok=True)
+  _remove_partial(directory, work, split)
   tasks = [
     shards.ShardTask(
       builder_class, config, directory, work, split, i, total, keys[i * size : (i + 1) * size]
@@ -210,6 +208,8 @@ def _prepare_split(
     for i in range(total)
   ]
   _write_all(tasks, f"{builder_class.name} {split}", num_workers)
+  # A killed run's workers hear of its end a little later, and may begin a shard until then.
+  _remove_partial(directory, work, split)
   parts = [task.index_part for task in tasks]
   frame_index.write(sources.index_path(directory, split), parts)
   summary = _summarise(parts, sources.index_path(directory, split))
@@ -233,6 +233,12 @@ def _prepare_split(
   temporary = work / sources.MANIFEST
   temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
   os.replace(temporary, manifest_path)
+
+
+def _remove_partial(directory: pathlib.Path, work: pathlib.Path, split: str) -> None:
+  """Remove what a killed process was writing."""
+  for leftover in (*directory.glob(f".*-{split}.*.partial"), *work.glob(f".{split}-*.partial")):
+    leftover.unlink(missing_ok=True)
 
 
 def _start_over_unless(plan: dict, directory, path: pathlib.Path, split: str) -> None:

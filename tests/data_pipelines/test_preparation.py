@@ -1,6 +1,7 @@
 """Prepared data is a function of the raw data: not of workers, kills, or who else prepares it."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -203,6 +204,22 @@ def test_two_processes_prepare_once(tmp_path):
   assert [process.wait(timeout=120) for process in running] == [0, 0]
   directory = tmp_path / "data/sequence_folder/mine-full_frames/2.0.0"
   assert contents(directory) == contents(prepare(raw, tmp_path / "undisturbed"))
+
+
+def test_what_a_killed_runs_worker_begins_late_is_removed(tmp_path, monkeypatch):
+  raw = write_raw(tmp_path / "raw", splits.subset("lasot", "train")[:3], length=5, size=(32, 24))
+  make = functools.partial(
+    preparation.prepare_folder, Lasot, raw, storage=context.PRESETS[256], allow_missing=True
+  )
+  undisturbed = make(tmp_path / "undisturbed")
+  write_all = preparation._write_all
+
+  def with_an_orphan(tasks, *arguments):
+    (tasks[0].directory / f".{tasks[0].path.name}.1.partial").touch()
+    write_all(tasks, *arguments)
+
+  monkeypatch.setattr(preparation, "_write_all", with_an_orphan)
+  assert contents(make(tmp_path / "disturbed")) == contents(undisturbed)
 
 
 def test_kills_at_any_moment_leave_the_same_bytes(tmp_path):
