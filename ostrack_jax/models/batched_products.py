@@ -2,14 +2,10 @@
 
 The same as fused_products, for thousands of tokens: there the memory is the limit, not the start of kernels, and each
 pass that only adds, normalises, activates or parts reads and writes everything once more. Here that is done to
-what a product still holds in registers.
-
-On every processor one program goes through its tiles with three groups of warps. One sends operands ahead; the other
-two multiply in turns, so that one has the matrix units while the other finishes and stores its tile.
+what a product still holds in registers; see turned_products for the product.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -17,35 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from ostrack_jax.models import attention
+from ostrack_jax.models import turned_products
 from ostrack_jax.models.fused_norm import by_sample
 from ostrack_jax.models.fused_products import EPSILON, Layers, RowSums
+from ostrack_jax.models.turned_products import EIGHT, ROWS, RUN, Order, Plan, Shared, tile_columns
 
-_GROUPS, _PROCESSORS = "groups", "processors"
-_MULTIPLYING = 2
-# For each thread, of the 512 that a processor has for a thread of four warps.
-_REGISTERS, _FEW_REGISTERS = 232, 40
-# Of a tile, and of what is summed over in one step.
-_ROWS = 128
-_INPUTS = 64
-# Rows that lie together in a processor's memory.
-_EIGHT = 8
-# Columns that are finished and stored at once: with as many of two bytes a row fills what is stored together.
-_RUN = 64
-_SWIZZLE = 128
-# Columns of a tile by preference, and how many steps' operands fit beside the results: the fastest of seven on an H200.
-_STAGES = {192: 4, 128: 5, 64: 6}
-
-
-class _Order(NamedTuple):
-  """In which order tiles follow each other: along this axis, in runs of so many, there and back along the other."""
-
-  minor: int
-  run: int
-
-
-_NORMED_ORDER, _ADDED_ORDER = _Order(0, 16), _Order(1, 8)
-
+# The fastest of four on an H200.
+_NORMED_ORDER, _ADDED_ORDER = Order(0, 16), Order(1, 8)
 
 # x (1/2 + x times a polynomial in x squared, between 0 and 1) is x's GELU: for the least absolute error, and so
 # that it stays cut off far out. With one coefficient less it is 2.5e-4.
@@ -71,185 +45,12 @@ def gelu(x) -> jax.Array:
   return x * jnp.minimum(jnp.maximum(x * series + 0.5, 0.0), 1.0)
 
 
-class _Plan(NamedTuple):
-  """A product [rows, inputs] x [inputs, outputs], and what becomes of it.
-
-  Attributes:
-    rows, inputs, outputs: rows as of _filled.
-    start: where this layer's shifts begin.
-    gelu: whether it ends with one.
-    parts: arrays that the outputs are parted into.
-    columns: of a tile.
-    order: of the tiles.
-    processors: that share them.
-    interprets: whether no device runs this.
-  """
-
-  rows: int
-  inputs: int
-  outputs: int
-  start: int
-  gelu: bool
-  parts: int
-  columns: int
-  order: _Order
-  processors: int
-  interprets: bool
-
-  @property
-  def tiles(self) -> tuple[int, int]:
-    return pl.cdiv(self.rows, _ROWS), self.outputs // self.columns
-
-  @property
-  def steps(self) -> int:
-    return self.inputs // _INPUTS
-
-  @property
-  def stages(self) -> int:
-    return _STAGES[self.columns]
-
-  @property
-  def slots(self) -> int:
-    """Runs of columns that a group can have on their way at once."""
-    return min(2, self.columns // _RUN)
-
-  def share(self) -> Any:
-    """Return how many tiles are this processor's."""
-    down, across = self.tiles
-    last = down * across - 1 - lax.axis_index(_PROCESSORS)
-    return lax.div(last, self.processors) + 1
-
-  def place(self, number) -> tuple[Any, Any]:
-    """Return the first row of this processor's tile of that number, and which of a row's tiles it is.
-
-    Where tiles do not divide the rows, the last overlaps the one before: what both find there is the same.
-    """
-    number = lax.axis_index(_PROCESSORS) + number * self.processors
-    down, across = plgpu.planar_snake(number, self.tiles, self.order.minor, self.order.run)
-    return jnp.minimum(down * _ROWS, self.rows - _ROWS), across
-
-  def load(self, ref, at, layout) -> Any:
-    """Load what is laid out as the product, or as its rows or columns."""
-    if self.interprets:
-      return ref[at]
-    # Of rows and columns each thread wants a few.
-    return plgpu.load(ref, at, layout=layout, optimized=layout == plgpu.Layout.WGMMA)
-
-
-class _Shared(NamedTuple):
-  """What the groups of a program share.
-
-  Attributes:
-    x, kernels: operands of `stages` steps.
-    results: runs of columns of each multiplying group, on their way to the memory, or before that from there.
-    arrived: for each group and stage, once its operands are there.
-    freed: for each stage, once they are not needed any more.
-    turns: for each group, once the matrix units are its own.
-    fetched: for each run of results, once what it is added to is there; None where nothing is.
-  """
-
-  x: Any
-  kernels: Any
-  results: Any
-  arrived: Any
-  freed: Any
-  turns: Any
-  fetched: Any
-
-
-def _shared(plan: _Plan, dtype, adds: bool) -> _Shared:
-  stages, runs = plan.stages, _MULTIPLYING * plan.slots
-  lanes = _SWIZZLE // jnp.dtype(dtype).itemsize
-
-  def memory(*shape: int):
-    transforms = (plgpu.TilingTransform((8, lanes)), plgpu.SwizzleTransform(_SWIZZLE))
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
-
-  return _Shared(
-    x=memory(stages, _ROWS, _INPUTS),
-    kernels=memory(stages, _INPUTS, plan.columns),
-    results=memory(runs, _ROWS, _RUN),
-    arrived=plgpu.Barrier(num_arrivals=2, num_barriers=_MULTIPLYING * stages),
-    freed=plgpu.Barrier(num_barriers=stages),
-    turns=plgpu.Barrier(num_barriers=_MULTIPLYING),
-    fetched=plgpu.Barrier(num_barriers=runs) if adds else None,
-  )
-
-
-def _send(plan: _Plan, shared: _Shared, layer, x_ref, kernels_ref) -> None:
-  """Send the operands of all tiles, as soon as there is room."""
-  plgpu.set_max_registers(_FEW_REGISTERS, action="decrease")
-  count, steps, stages = plan.share(), plan.steps, plan.stages
-
-  @pl.loop(0, count)
-  def _(number):
-    row, column = plan.place(number)
-    group = lax.rem(number, jnp.int32(_MULTIPLYING))
-
-    @pl.loop(0, steps)
-    def _(step):
-      stage = lax.rem(number * steps + step, jnp.int32(stages))
-
-      @pl.when(number * steps + step >= stages)
-      def _():
-        plgpu.barrier_wait(shared.freed.at[stage])
-
-      arrived = shared.arrived.at[group * stages + stage]
-      inputs = pl.ds(step * _INPUTS, _INPUTS)
-      plgpu.copy_gmem_to_smem(x_ref.at[pl.ds(row, _ROWS), inputs], shared.x.at[stage], arrived)
-      kernel = kernels_ref.at[layer, inputs, pl.ds(column * plan.columns, plan.columns)]
-      plgpu.copy_gmem_to_smem(kernel, shared.kernels.at[stage], arrived)
-
-  def hear(number):
-    @pl.when(number < count * steps)
-    def _():
-      plgpu.barrier_wait(shared.freed.at[lax.rem(first + number, jnp.int32(stages))])
-
-  # What is freed last is waited for, too: a barrier must not end with news that nobody heard.
-  first = jnp.maximum(count * steps - stages, 0)
-  for number in range(stages):
-    hear(number)
-
-
-def _multiplied(plan: _Plan, shared: _Shared, group, number, count):
-  """Return the product of one tile [_ROWS, columns] float32, and let the other group go on with the next."""
-  steps, stages = plan.steps, plan.stages
-
-  def freed(step):
-    return shared.freed.at[lax.rem(number * steps + step, jnp.int32(stages))]
-
-  @pl.when(number > 0)
-  def _():
-    plgpu.barrier_wait(shared.turns.at[group])
-
-  def multiply(product_ref):
-    @pl.loop(0, steps)
-    def _(step):
-      stage = lax.rem(number * steps + step, jnp.int32(stages))
-      plgpu.barrier_wait(shared.arrived.at[group * stages + stage])
-      plgpu.wgmma(product_ref, shared.x.at[stage], shared.kernels.at[stage])
-      # All but this step's are done, so what the one before read is free.
-      plgpu.wgmma_wait(1)
-
-      @pl.when(step > 0)
-      def _():
-        plgpu.barrier_arrive(freed(step - 1))
-
-    @pl.when(number + 1 < count)
-    def _():
-      plgpu.barrier_arrive(shared.turns.at[1 - group])
-
-    return product_ref[...]
-
-  product = pl.run_scoped(multiply, plgpu.ACC((_ROWS, plan.columns), jnp.float32))
-  plgpu.barrier_arrive(freed(steps - 1))
-  return product
-
-
 class _Normed:
   """What follows a product behind a normalisation: division by the deviation, shift, GELU, parting."""
 
-  def __init__(self, plan: _Plan, shared: _Shared, shifts_ref, refs):
+  NAME, FETCHES = "normed", False
+
+  def __init__(self, plan: Plan, shared: Shared, shifts_ref, refs):
     self._plan, self._shared, self._shifts = plan, shared, shifts_ref
     self._sums, self._squares, *self._outs = refs
 
@@ -265,13 +66,13 @@ class _Normed:
 
   def finish(self, product, group, row, column) -> None:
     """Finish and store a tile's product."""
-    plan, rows = self._plan, pl.ds(row, _ROWS)
+    plan, rows = self._plan, pl.ds(row, ROWS)
     mean, square = (self._mean(ref, rows) for ref in (self._sums, self._squares))
     factor = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
-    for run in range(plan.columns // _RUN):
-      first = column * plan.columns + run * _RUN
-      found = product[:, run * _RUN : (run + 1) * _RUN]
-      found *= lax.broadcast_in_dim(factor, (_ROWS, _RUN), [0])
+    for run in range(plan.columns // RUN):
+      first = column * plan.columns + run * RUN
+      found = product[:, run * RUN : (run + 1) * RUN]
+      found *= lax.broadcast_in_dim(factor, (ROWS, RUN), [0])
       found += _shift(plan, self._shifts, first)
       if plan.gelu:
         found = gelu(found)
@@ -289,7 +90,7 @@ class _Normed:
     def store(part: int, out_ref) -> None:
       @pl.when(lax.div(first, jnp.int32(width)) == part)
       def _():
-        out = out_ref.at[rows, pl.ds(first - part * width, _RUN)]
+        out = out_ref.at[rows, pl.ds(first - part * width, RUN)]
         plgpu.copy_smem_to_gmem(slot, out, commit_group=False)
 
     for part, out_ref in enumerate(self._outs):
@@ -300,12 +101,14 @@ class _Normed:
 class _Added:
   """What follows a product that ends a branch: shift, the residual stream, and what is known of its rows."""
 
-  def __init__(self, plan: _Plan, shared: _Shared, shifts_ref, refs):
+  NAME, FETCHES = "added", True
+
+  def __init__(self, plan: Plan, shared: Shared, shifts_ref, refs):
     self._plan, self._shared, self._shifts = plan, shared, shifts_ref
     self._stream, self._out, self._sums, self._squares = refs
 
   def _part(self, ref, row, column, run: int):
-    return ref.at[pl.ds(row, _ROWS), pl.ds(column * self._plan.columns + run * _RUN, _RUN)]
+    return ref.at[pl.ds(row, ROWS), pl.ds(column * self._plan.columns + run * RUN, RUN)]
 
   def _slot(self, group, run: int):
     return group * self._plan.slots + run % self._plan.slots
@@ -323,13 +126,13 @@ class _Added:
 
   def finish(self, product, group, row, column) -> None:
     """Finish and store a tile's product."""
-    plan, runs = self._plan, self._plan.columns // _RUN
+    plan, runs = self._plan, self._plan.columns // RUN
     sums = squares = 0.0
     for run in range(runs):
       number = self._slot(group, run)
       slot = self._shared.results.at[number]
-      found = product[:, run * _RUN : (run + 1) * _RUN]
-      found += _shift(plan, self._shifts, column * plan.columns + run * _RUN)
+      found = product[:, run * RUN : (run + 1) * RUN]
+      found += _shift(plan, self._shifts, column * plan.columns + run * RUN)
       plgpu.barrier_wait(self._shared.fetched.at[number])
       stream = plan.load(slot, (), plgpu.Layout.WGMMA).astype(jnp.float32)
       found = (stream + found).astype(slot.dtype)
@@ -341,80 +144,20 @@ class _Added:
       if run + plan.slots < runs:
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         self._fetch(group, row, column, run + plan.slots)
-    self._sums.at[column][pl.ds(row, _ROWS)] = sums
-    self._squares.at[column][pl.ds(row, _ROWS)] = squares
+    self._sums.at[column][pl.ds(row, ROWS)] = sums
+    self._squares.at[column][pl.ds(row, ROWS)] = squares
 
 
-def _shift(plan: _Plan, shifts_ref, first):
-  """Return the shifts of a run of columns, [_ROWS, _RUN]."""
-  shift = plan.load(shifts_ref, pl.ds(plan.start + first, _RUN), plgpu.Layout.WGMMA.reduce(0))
-  return lax.broadcast_in_dim(shift, (_ROWS, _RUN), [1])
-
-
-def _kernel(layer_ref, x_ref, kernels_ref, shifts_ref, *refs, plan: _Plan, ending) -> None:
-  def run(shared: _Shared) -> None:
-    group, layer = lax.axis_index(_GROUPS), layer_ref[0]
-
-    @pl.when(group < _MULTIPLYING)
-    def _():
-      plgpu.set_max_registers(_REGISTERS, action="increase")
-      count, end = plan.share(), ending(plan, shared, shifts_ref.at[layer], refs)
-
-      @pl.loop(0, lax.div(count - group + 1, _MULTIPLYING))
-      def _(turn):
-        number = _MULTIPLYING * turn + group
-        row, column = plan.place(number)
-        end.before(group, row, column)
-        end.finish(_multiplied(plan, shared, group, number, count), group, row, column)
-
-      plgpu.wait_smem_to_gmem(0)
-
-    @pl.when(group == _MULTIPLYING)
-    def _():
-      _send(plan, shared, layer, x_ref, kernels_ref)
-
-  shared = _shared(plan, x_ref.dtype, adds=ending is _Added)
-  pl.run_scoped(run, shared, collective_axes=_GROUPS)
-
-
-def _interpreter():
-  """Return what has pallas run a kernel's steps as plain operations."""
-  if hasattr(plgpu, "InterpretGPUParams"):
-    return plgpu.InterpretGPUParams()
-  # Of jax 0.10, which has it, but not there.
-  from jax._src.pallas.mosaic_gpu.interpret import params
-
-  return params.InterpretGPUParams()
-
-
-def _tile_columns(outputs: int) -> int:
-  return next(columns for columns in _STAGES if outputs % columns == 0)
-
-
-def _call(arrays, ending, results, **plan):
-  """Run the kernel on [1] the layer, x [rows, inputs], all layers' kernels and shifts, and what its ending reads."""
-  rows, inputs = arrays[1].shape
-  whole = _Plan(rows=rows, inputs=inputs, processors=0, **plan)
-  down, across = whole.tiles
-  # Two have several tiles each in tests.
-  processors = min(2 if whole.interprets else attention.processors(), down * across)
-  whole = whole._replace(processors=processors)
-  return plgpu.kernel(
-    functools.partial(_kernel, plan=whole, ending=ending),
-    out_type=results,
-    grid=(processors,),
-    grid_names=(_PROCESSORS,),
-    num_threads=_MULTIPLYING + 1,
-    thread_name=_GROUPS,
-    interpret=_interpreter() if whole.interprets else None,
-    kernel_name="normed" if ending is _Normed else "added",
-  )(*arrays)
+def _shift(plan: Plan, shifts_ref, first):
+  """Return the shifts of a run of columns, [ROWS, RUN]."""
+  shift = plan.load(shifts_ref, pl.ds(plan.start + first, RUN), plgpu.Layout.WGMMA.reduce(0))
+  return lax.broadcast_in_dim(shift, (ROWS, RUN), [1])
 
 
 def _filled(x, axis: int):
   """Return x with zeros behind its rows, up to as many as the kernel takes: a tile's, and eights."""
   rows = x.shape[axis]
-  missing = max(_ROWS, _EIGHT * pl.cdiv(rows, _EIGHT)) - rows
+  missing = max(ROWS, EIGHT * pl.cdiv(rows, EIGHT)) - rows
   padding = [(0, missing if number == axis else 0) for number in range(x.ndim)]
   return jnp.pad(x, padding) if missing else x
 
@@ -438,7 +181,7 @@ def _normed_call(start: int, gelu: bool, parts: int, interpret: bool):
     rows, outputs = batch * count, kernels.shape[2]
     x = _filled(tokens.reshape(rows, width), 0)
     part = jax.ShapeDtypeStruct((len(x), outputs // parts), tokens.dtype)
-    found = _call(
+    found = turned_products.call(
       (layer, x, kernels, shifts, *(_filled(one, 1) for one in sums)),
       _Normed,
       [part] * parts,
@@ -446,7 +189,7 @@ def _normed_call(start: int, gelu: bool, parts: int, interpret: bool):
       start=start,
       gelu=gelu,
       parts=parts,
-      columns=_tile_columns(outputs // parts),
+      columns=tile_columns(outputs // parts),
       order=_NORMED_ORDER,
       interprets=interpret,
     )
@@ -484,10 +227,10 @@ def _added_call(start: int, interpret: bool):
 
   def call(stream, x, layer, kernels, shifts):
     batch, count, width = stream.shape
-    rows, columns = batch * count, _tile_columns(width)
+    rows, columns = batch * count, tile_columns(width)
     x, before = (_filled(one.reshape(rows, -1), 0) for one in (x, stream))
     parts = jax.ShapeDtypeStruct((width // columns, len(x)), jnp.float32)
-    added, *sums = _call(
+    added, *sums = turned_products.call(
       (layer, x, kernels, shifts, before),
       _Added,
       [jax.ShapeDtypeStruct(before.shape, before.dtype), parts, parts],

@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 from linear_layers import added_by_hand, make_layers, make_tokens, normed_by_hand
 
-from ostrack_jax.models import attention, batched_products
+from ostrack_jax.models import attention, batched_products, turned_products
 from ostrack_jax.models.fused_products import row_sums
 
 
@@ -89,7 +89,7 @@ def test_gelu_is_exact_to_what_it_says():
 @pytest.mark.parametrize("adds", [False, True])
 def test_no_group_reads_what_another_writes(adds, monkeypatch, capfd):
   interpreter = plgpu.InterpretGPUParams(detect_races=True)
-  monkeypatch.setattr(batched_products, "_interpreter", lambda: interpreter)
+  monkeypatch.setattr(turned_products, "_interpreter", lambda: interpreter)
   # Three runs of columns through two slots, several tiles for each group; no tile overlaps another.
   tokens, layers = make_tokens((3, 128, 192), jnp.float32, 0), make_layers(192, 384, 0, jnp.float32)
   if adds:
@@ -122,7 +122,7 @@ def _plain(rows_seen, arrays, ending, results, **plan):
 
 def test_each_device_multiplies_its_own_samples(four_devices, monkeypatch):
   rows_seen: set[int] = set()
-  monkeypatch.setattr(batched_products, "_call", functools.partial(_plain, rows_seen))
+  monkeypatch.setattr(turned_products, "call", functools.partial(_plain, rows_seen))
   calls = batched_products._normed_call, batched_products._added_call
   for call in calls:
     call.cache_clear()
