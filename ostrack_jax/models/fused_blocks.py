@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ostrack_jax.models import attention, fused_products, packed_attention
-from ostrack_jax.models.candidates import Candidates, on_grid, template_attention
+from ostrack_jax.models.candidates import Candidates, template_attention
 from ostrack_jax.models.fused_elimination import Kept, eliminate, restore
-from ostrack_jax.models.fused_norm import add_and_normalise
 from ostrack_jax.models.fused_products import Layers, RowSums, row_sums
 
 # Of each block, in this order: how many times its width each puts out.
@@ -113,10 +112,6 @@ def finish(
   num_cells: int,
 ) -> jax.Array:
   """Normalise tokens [b, Nz + n, d] and put them back on their cells: [b, Nz + num_cells, d]."""
-  if len(tokens) > 1:
-    _, scale, bias = folded["ends"]
-    normed = add_and_normalise(tokens, None, scale, bias, tokens.dtype)[1]
-    return on_grid(normed, alive, num_cells)
   sums = row_sums(tokens) if sums is None else sums
   interpret = not attention.has_kernels(tokens.dtype)
   return restore(tokens, sums, alive.index, folded["ends"], num_cells, interpret=interpret)
@@ -194,8 +189,8 @@ class FusedBlock:
     return *self._added("proj", tokens, mixed), looks
 
   def can_eliminate(self, looks) -> bool:
-    """Return whether eliminate takes such looks: of one sample's one template token."""
-    return looks.shape[0] == 1 and looks.shape[2] == 1
+    """Return whether eliminate takes such looks: of one template token."""
+    return looks.shape[2] == 1
 
   def eliminate(self, tokens, sums: RowSums, looks, index, capacity: int) -> Kept:
     """Keep the candidates that one template token looks at most; see fused_elimination.eliminate."""

@@ -13,21 +13,22 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from ostrack_jax.models.fused_products import EPSILON, RowSums, row_mean, whole
+from ostrack_jax.models.fused_norm import by_sample
+from ostrack_jax.models.fused_products import EPSILON, RowSums, row_mean
 
-# Tokens that a program moves, and of how many columns at most: the fastest of ten on an H200.
-_ROWS = 16
-_COLUMNS = 128
-_WARPS = 4
+# Tokens that a program moves, and of how many columns at once at most: the fastest of eight on an H200.
+_ROWS = 8
+_COLUMNS = 256
+_WARPS = 2
 
 
 class Kept(NamedTuple):
   """What elimination leaves.
 
   Attributes:
-    tokens: [1, Nz + capacity, d], sums theirs.
-    index: [1, capacity] int32 cells of the search tokens that stay, the best first.
-    removed: [1, n - capacity] int32 cells of the others.
+    tokens: [b, Nz + capacity, d], sums theirs.
+    index: [b, capacity] int32 cells of the search tokens that stay, the best first.
+    removed: [b, n - capacity] int32 cells of the others.
   """
 
   tokens: jax.Array
@@ -36,33 +37,77 @@ class Kept(NamedTuple):
   removed: jax.Array
 
 
-def _columns(width: int) -> int:
-  """Return how many columns a program moves: a power of two."""
-  return min(_COLUMNS, width & -width)
+class _Share(NamedTuple):
+  """What a program has of a sample: the columns of some of its rows, so many at once, a power of two."""
+
+  columns: int
+  chunks: int
+
+  def rows(self) -> jax.Array:
+    return pl.program_id(1) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32)
+
+  def column_chunks(self) -> list[jax.Array]:
+    first = pl.program_id(2) * self.chunks
+    lanes = jnp.arange(self.columns, dtype=jnp.int32)
+    return [(first + number) * self.columns + lanes for number in range(self.chunks)]
 
 
-def _programs(rows: int, width: int) -> tuple[int, int]:
-  return pl.cdiv(rows, _ROWS), width // _columns(width)
+def _share(batch: int, width: int) -> _Share:
+  """Return what a program has: of one sample few columns, so that all processors have some; of many, all of a row's."""
+  columns = min(_COLUMNS, width & -width)
+  return _Share(columns, width // columns if batch > 1 else 1)
 
 
-def _rows_and_columns(width: int) -> tuple[jax.Array, jax.Array]:
-  """Return which rows and columns of an array this program moves."""
-  columns = _columns(width)
-  return (
-    pl.program_id(0) * _ROWS + jnp.arange(_ROWS, dtype=jnp.int32),
-    pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32),
-  )
+class _Array(NamedTuple):
+  """What a kernel reads, or the shape of what it writes, and which of its axes counts samples; none if it serves all."""
+
+  what: jax.Array | jax.ShapeDtypeStruct
+  samples: int | None = 0
+
+  def spec(self) -> pl.BlockSpec:
+    """Return the spec by which a program sees all of its sample."""
+    shape, axis = self.what.shape, self.samples
+
+    def place(sample, *_):
+      return tuple(sample if number == axis else 0 for number in range(len(shape)))
+
+    return pl.BlockSpec(
+      tuple(None if number == axis else size for number, size in enumerate(shape)), place
+    )
 
 
-def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
-  *sums_refs, kept_ref, kept_index_ref, removed_ref = refs
-  sums_refs, kept_sums_refs = sums_refs[:2], sums_refs[2:]
+def _shape(shape, dtype, samples: int = 0) -> _Array:
+  return _Array(jax.ShapeDtypeStruct(shape, dtype), samples)
+
+
+def _call(kernel, name: str, rows: int, width: int, inputs, results, interpret: bool):
+  """Run a kernel that shares out so many rows of a width, of each sample that the first input has."""
+  batch = len(inputs[0].what)
+  share = _share(batch, width)
+  return pl.pallas_call(
+    functools.partial(kernel, share=share),
+    grid=(batch, pl.cdiv(rows, _ROWS), width // (share.columns * share.chunks)),
+    in_specs=[array.spec() for array in inputs],
+    out_specs=[array.spec() for array in results],
+    out_shape=[array.what for array in results],
+    compiler_params=triton.CompilerParams(num_warps=_WARPS),
+    interpret=interpret,
+    name=name,
+  )(*(array.what for array in inputs))
+
+
+def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int, share: _Share):
+  *sums_refs, kept_index_ref, removed_ref, kept_ref = refs[:5]
+  kept_sums_refs = refs[5:]
   heads, total = looks_ref.shape
   count, capacity = total - num_z, kept_index_ref.shape[0]
-  rows, columns = _rows_and_columns(kept_ref.shape[1])
+  rows, chunks = share.rows(), share.column_chunks()
   # Read before it is known where they go, or whether they stay.
   is_inside = (rows < total)[:, None]
-  tokens = triton.load(tokens_ref.at[rows[:, None], columns[None, :]], mask=is_inside, other=0.0)
+  tokens = [
+    triton.load(tokens_ref.at[rows[:, None], columns[None, :]], mask=is_inside, other=0.0)
+    for columns in chunks
+  ]
 
   others = jnp.arange(pl.next_power_of_2(count), dtype=jnp.int32)
   head = jnp.arange(pl.next_power_of_2(heads), dtype=jnp.int32)
@@ -80,13 +125,14 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
   rank = is_better.astype(jnp.int32).sum(axis=1)
   stays = is_candidate & (rank < capacity)
   # What does not stay has no place; one outside is never written to.
-  place = jnp.where(stays, num_z + rank, jnp.where(position < 0, rows, kept_ref.shape[0]))
+  place = jnp.where(stays, num_z + rank, jnp.where(position < 0, rows, num_z + capacity))
   is_placed = stays | (position < 0)
-  at = kept_ref.at[place[:, None], columns[None, :]]
-  triton.store(at, tokens, mask=is_placed[:, None])
+  for values, columns in zip(tokens, chunks, strict=True):
+    at = kept_ref.at[place[:, None], columns[None, :]]
+    triton.store(at, values, mask=is_placed[:, None])
 
   # Once for all columns.
-  is_first = pl.program_id(1) == 0
+  is_first = pl.program_id(2) == 0
   for source, target in zip(sums_refs, kept_sums_refs, strict=True):
     parts = source.shape[0]
     part = jnp.arange(pl.next_power_of_2(parts), dtype=jnp.int32)[:, None]
@@ -100,48 +146,65 @@ def _move_kernel(looks_ref, index_ref, tokens_ref, *refs, num_z: int):
   triton.store(at, cells, mask=leaves)
 
 
+@functools.cache
+def _eliminate_call(capacity: int, interpret: bool):
+  """Return the function from (looks, index, tokens, sums, squares) to (index, removed, tokens, sums, squares)."""
+
+  def call(looks, index, tokens, *sums):
+    batch, total, width = tokens.shape
+    count, parts = index.shape[1], len(sums[0])
+    left = total - count + capacity
+    if batch > 1:
+      # Of all heads for each program anew, it would take longer than moving the tokens.
+      looks = looks.sum(axis=1, keepdims=True)
+    kept_index, removed, kept, *kept_sums = _call(
+      functools.partial(_move_kernel, num_z=total - count),
+      "eliminate",
+      total,
+      width,
+      [
+        _Array(looks[:, :, 0]),
+        _Array(index),
+        _Array(tokens),
+        *(_Array(one.reshape(parts, batch, total), 1) for one in sums),
+      ],
+      [
+        _shape((batch, capacity), jnp.int32),
+        _shape((batch, count - capacity), jnp.int32),
+        _shape((batch, left, width), tokens.dtype),
+        *[_shape((parts, batch, left), jnp.float32, 1)] * 2,
+      ],
+      interpret,
+    )
+    return kept_index, removed, kept, *(one.reshape(parts, batch * left) for one in kept_sums)
+
+  operands = ("b h t n", "b c", "b n d", "p (b n)", "p (b n)")
+  results = ("b k", "b r", "b m d", "p (b m)", "p (b m)")
+  return by_sample(call, operands, results)
+
+
 def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: bool) -> Kept:
   """Keep the candidates that the template token looks at most, ties to the lower position.
 
   Args:
-    tokens: [1, Nz + n, d], template first; d a multiple of 64.
+    tokens: [b, Nz + n, d], template first; d a multiple of 64.
     sums: of these tokens.
-    looks: [1, h, 1, Nz + n] float32, of packed_attention.attend_and_look.
-    index: [1, n] int32 cells of the search grid that the candidates stand for.
+    looks: [b, h, 1, Nz + n] float32, of candidates.template_attention.
+    index: [b, n] int32 cells of the search grid that the candidates stand for.
     capacity: how many stay, less than n.
     interpret: run the kernel's steps as plain operations, on any device; for tests.
   """
-  _, total, width = tokens.shape
-  count = index.shape[1]
-  num_z = total - count
-  left = num_z + capacity
-  looks, index, tokens = looks[0, :, 0], index[0], tokens[0]
-  parts = jax.ShapeDtypeStruct((len(sums.sums), left), jnp.float32)
-  results = [
-    parts,
-    parts,
-    jax.ShapeDtypeStruct((left, width), tokens.dtype),
-    jax.ShapeDtypeStruct((capacity,), jnp.int32),
-    jax.ShapeDtypeStruct((count - capacity,), jnp.int32),
-  ]
-  inputs = (looks, index, tokens, *sums)
-  *kept_sums, kept, kept_index, removed = pl.pallas_call(
-    functools.partial(_move_kernel, num_z=num_z),
-    grid=_programs(total, width),
-    in_specs=[whole(array.shape) for array in inputs],
-    out_specs=[whole(result.shape) for result in results],
-    out_shape=results,
-    compiler_params=triton.CompilerParams(num_warps=_WARPS),
-    interpret=interpret,
-    name="eliminate",
-  )(*inputs)
-  return Kept(kept[None], RowSums(*kept_sums), kept_index[None], removed[None])
+  call = _eliminate_call(capacity, interpret)
+  kept_index, removed, kept, *kept_sums = call(looks, index, tokens, *sums)
+  return Kept(kept, RowSums(*kept_sums), kept_index, removed)
 
 
-def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_ref, *, num_z: int):
-  total, width = out_ref.shape
+def _restore_kernel(
+  tokens_ref, index_ref, sums_ref, squares_ref, ends_ref, z_ref, x_ref, *, share: _Share
+):
+  (num_z, width), (num_cells, _) = z_ref.shape, x_ref.shape
   kept = index_ref.shape[0]
-  rows, columns = _rows_and_columns(width)
+  rows = share.rows()
   places = jnp.arange(pl.next_power_of_2(kept), dtype=jnp.int32)
   # Of places beyond the last no cell.
   cells = triton.load(index_ref.at[places], mask=places < kept, other=-1)
@@ -149,44 +212,61 @@ def _restore_kernel(tokens_ref, sums_ref, squares_ref, index_ref, ends_ref, out_
   place = jnp.where(is_mine, places[None, :], 0).sum(axis=1)
   is_kept = is_mine.astype(jnp.int32).sum(axis=1) > 0
   is_template = rows < num_z
+  is_cell = ~is_template & (rows < num_z + num_cells)
   source = jnp.where(is_template, rows, num_z + place)
   is_filled = is_template | is_kept
   mean, square = (
     row_mean(ref, source, width, is_filled[None, :]) for ref in (sums_ref, squares_ref)
   )
   factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
-  at = tokens_ref.at[source[:, None], columns[None, :]]
-  tokens = triton.load(at, mask=is_filled[:, None], other=0.0).astype(jnp.float32)
-  scale, bias = (triton.load(ends_ref.at[end, columns])[None, :] for end in (1, 2))
-  normed = (tokens - mean[:, None]) * factor[:, None] * scale + bias
-  filled = jnp.where(is_filled[:, None], normed, 0.0).astype(out_ref.dtype)
-  triton.store(out_ref.at[rows[:, None], columns[None, :]], filled, mask=(rows < total)[:, None])
+  for columns in share.column_chunks():
+    at = tokens_ref.at[source[:, None], columns[None, :]]
+    tokens = triton.load(at, mask=is_filled[:, None], other=0.0).astype(jnp.float32)
+    scale, bias = (triton.load(ends_ref.at[end, columns])[None, :] for end in (1, 2))
+    normed = (tokens - mean[:, None]) * factor[:, None] * scale + bias
+    filled = jnp.where(is_filled[:, None], normed, 0.0).astype(x_ref.dtype)
+    triton.store(z_ref.at[rows[:, None], columns[None, :]], filled, mask=is_template[:, None])
+    at = x_ref.at[jnp.where(is_cell, rows - num_z, num_cells)[:, None], columns[None, :]]
+    triton.store(at, filled, mask=is_cell[:, None])
+
+
+@functools.cache
+def _restore_call(num_cells: int, interpret: bool):
+  """Return the function from (tokens, index, sums, squares, ends) to template tokens and others on their cells."""
+
+  def call(tokens, index, *sums_and_ends):
+    batch, total, width = tokens.shape
+    num_z = total - index.shape[1]
+    *sums, ends = sums_and_ends
+    parted = (_Array(one.reshape(-1, batch, total), 1) for one in sums)
+    return _call(
+      _restore_kernel,
+      "restore",
+      num_z + num_cells,
+      width,
+      [_Array(tokens), _Array(index), *parted, _Array(ends, None)],
+      [_shape((batch, count, width), tokens.dtype) for count in (num_z, num_cells)],
+      interpret,
+    )
+
+  operands = ("b n d", "b k", "p (b n)", "p (b n)", "e d")
+  return by_sample(call, operands, ("b z d", "b m d"))
 
 
 def restore(tokens, sums: RowSums, index, ends, num_cells: int, *, interpret: bool) -> jax.Array:
   """Normalise what is left and put search tokens back on their cells, with zeros where none is.
 
   Args:
-    tokens: [1, Nz + n, d], template first; d a multiple of 64.
+    tokens: [b, Nz + n, d], template first; d a multiple of 64.
     sums: of these tokens.
-    index: [1, n] int32 cells of the search tokens.
+    index: [b, n] int32 cells of the search tokens.
     ends: of fused_blocks.fold.
     num_cells: of the search grid.
     interpret: run the kernel's steps as plain operations, on any device; for tests.
 
   Returns:
-    [1, Nz + num_cells, d] of tokens' type.
+    [b, Nz + num_cells, d] of tokens' type.
   """
-  num_z, width = tokens.shape[1] - index.shape[1], tokens.shape[2]
-  inputs = (tokens[0], *sums, index[0], ends)
-  result = jax.ShapeDtypeStruct((num_z + num_cells, width), tokens.dtype)
-  return pl.pallas_call(
-    functools.partial(_restore_kernel, num_z=num_z),
-    grid=_programs(num_z + num_cells, width),
-    in_specs=[whole(array.shape) for array in inputs],
-    out_specs=whole(result.shape),
-    out_shape=result,
-    compiler_params=triton.CompilerParams(num_warps=_WARPS),
-    interpret=interpret,
-    name="restore",
-  )(*inputs)[None]
+  # Parts of what is put together are nothing to be copied.
+  parts = _restore_call(num_cells, interpret)(tokens, index, *sums, ends)
+  return jnp.concatenate(parts, axis=1)
