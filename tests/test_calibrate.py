@@ -98,6 +98,9 @@ def test_the_report_tells_all_measures_and_the_raw_peaks_beside_them(calibrated)
   for part in ("fit", "left_out", "test"):
     sure, presence = report[part]["confidence"], report[part]["presence"]
     assert 0 <= sure["expected_calibration_error"] <= 1
+    # One video tells no spread.
+    spread = sure["expected_calibration_error_spread"]
+    assert spread is None if part == "test" else 0 < spread < 1
     assert 0 <= sure["auroc"] <= 1 and 0 <= sure["raw_peak_auroc"] <= 1
     assert 0 <= presence["auroc"] <= 1 and 0 <= presence["raw_peak_auroc"] <= 1
   assert report["fit"]["presence"]["counts"]["present"] == 6

@@ -9,6 +9,7 @@ import scipy.optimize
 import scipy.special
 
 _BINS = 15
+_DRAWS = 500
 _LEAST_STRETCH = 1e-3
 
 
@@ -185,6 +186,27 @@ def reliability(confidences: np.ndarray, labels: np.ndarray, bins: int = _BINS) 
   sums = (np.bincount(places, weights=each, minlength=bins) for each in (confidences, labels))
   confidence, accuracy = (each[held] / counts[held] for each in sums)
   return Reliability(confidence=confidence, accuracy=accuracy, counts=counts[held])
+
+
+def error_spread(confidences: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> float:
+  """Return by how much the expected calibration error differs between groups drawn anew, as many, with repetition.
+
+  Their standard deviation (Efron 1979), the same in every call: what groups such as videos have in common,
+  their samples do not tell apart. NaN with a single group.
+
+  Args:
+    confidences, labels: as for reliability.
+    groups: [n] whose each is.
+  """
+  names = np.unique(groups)
+  if len(names) < 2:
+    return float("nan")
+  rows = [np.flatnonzero(np.asarray(groups) == name) for name in names]
+  draw, errors = np.random.default_rng(0), []
+  for _ in range(_DRAWS):
+    chosen = np.concatenate([rows[one] for one in draw.integers(len(rows), size=len(rows))])
+    errors.append(reliability(confidences[chosen], labels[chosen]).error)
+  return float(np.std(errors))
 
 
 def threshold_at(

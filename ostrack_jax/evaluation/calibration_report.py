@@ -165,12 +165,13 @@ def left_out(fitting: Fitting, samples: Sequence[Sample]) -> Rated | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """The samples of some kinds: scores of the raw peak, confidences, labels."""
+  """The samples of some kinds: scores of the raw peak, confidences, labels, and whose they are."""
 
   scores: np.ndarray
   confidences: np.ndarray
   visible: np.ndarray
   labels: np.ndarray
+  videos: list[str]
 
 
 def _part(rated: Rated, kinds: Sequence[str]) -> _Part:
@@ -183,13 +184,14 @@ def _part(rated: Rated, kinds: Sequence[str]) -> _Part:
     confidences=rated.confidences[chosen],
     visible=rated.visible[chosen],
     labels=np.array(labels, bool),
+    videos=[sample.video for sample in samples],
   )
 
 
 def measure(rated: Rated) -> dict[str, Any]:
   """Return the measures of docs/confidence.md, ready for JSON; None for one that cannot be told."""
   crops, tracks = _part(rated, PRESENCE), _part(rated, TRACKS)
-  bins = calibration.reliability(tracks.confidences, tracks.labels)
+  sure = tracks.confidences, tracks.labels
   kinds = [sample.kind for sample in rated.samples]
   right = [sample.kind for sample in rated.samples if sample.is_right]
   removed = [v for v, kind in zip(rated.visible, kinds, strict=True) if kind == "removed"]
@@ -200,7 +202,8 @@ def measure(rated: Rated) -> dict[str, Any]:
       "counts": {kind: kinds.count(kind) for kind in PRESENCE},
     },
     "confidence": {
-      "expected_calibration_error": _known(bins.error),
+      "expected_calibration_error": _known(calibration.reliability(*sure).error),
+      "expected_calibration_error_spread": _known(calibration.error_spread(*sure, tracks.videos)),
       "raw_peak_expected_calibration_error": _known(
         calibration.reliability(tracks.scores, tracks.labels).error
       ),
@@ -253,8 +256,8 @@ _TITLES = {
 def format_report(report: Mapping[str, Any]) -> str:
   """Return a table: a line for each of fit, left_out and test that the report has."""
   lines = [
-    f"{'':<34}presence AUROC   confidence AUROC   ECE     false alarms  detections",
-    f"{'':<34}(raw peak)       (raw peak)         (raw)   (removed)",
+    f"{'':<34}presence AUROC   confidence AUROC   ECE, ± over videos     false alarms    detections",
+    f"{'':<34}(raw peak)       (raw peak)         (raw peak)             (removed)",
   ]
   for key, title in _TITLES.items():
     if key not in report:
@@ -263,7 +266,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     cells = (
       f"{_cell(presence['auroc'])} ({_cell(presence['raw_peak_auroc'])})",
       f"{_cell(sure['auroc'])} ({_cell(sure['raw_peak_auroc'])})",
-      f"{_cell(sure['expected_calibration_error'])} ({_cell(sure['raw_peak_expected_calibration_error'])})",
+      f"{_cell(sure['expected_calibration_error'])} ± {_cell(sure['expected_calibration_error_spread'])} "
+      f"({_cell(sure['raw_peak_expected_calibration_error'])})",
       f"{_cell(seen['false_alarm_rate'])} ({_cell(seen['false_alarm_rate_removed'])})",
       _cell(seen["detection_rate"]),
     )
