@@ -9,6 +9,7 @@ import scipy.optimize
 import scipy.special
 
 _BINS = 15
+# Of groups, for a spread to a thirtieth of itself.
 _DRAWS = 500
 _LEAST_STRETCH = 1e-3
 
@@ -191,8 +192,8 @@ def reliability(confidences: np.ndarray, labels: np.ndarray, bins: int = _BINS) 
 def error_spread(confidences: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> float:
   """Return by how much the expected calibration error differs between groups drawn anew, as many, with repetition.
 
-  Their standard deviation (Efron 1979), the same in every call: what groups such as videos have in common,
-  their samples do not tell apart. NaN with a single group.
+  Their standard deviation (Efron 1979), the same in every call. Groups are drawn, not samples, since those of one
+  video repeat each other. Of two or three groups it is too small itself. NaN with a single one.
 
   Args:
     confidences, labels: as for reliability.

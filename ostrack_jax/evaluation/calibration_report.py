@@ -43,7 +43,7 @@ def draw(
   with tqdm.tqdm(total=len(sequences), desc=label, unit="video", disable=None) as bar:
     for number, sequence in enumerate(sequences):
       rng = np.random.default_rng([seed, number])
-      others = [other for other in sequences if _clip(other) != _clip(sequence)]
+      others = [other for other in sequences if _clip(other.name) != _clip(sequence.name)]
       samples += observer.presence(sequence, others, rng, crops)
       usable = usable_frames(sequence)
       for first in sorted({int(usable[len(usable) * i // starts]) for i in range(starts)}):
@@ -52,9 +52,9 @@ def draw(
   return samples
 
 
-def _clip(sequence: Sequenced) -> str:
+def _clip(name: str) -> str:
   # Several targets of one clip are called clip/1, clip/2: one's crop may show the other.
-  return sequence.name.partition("/")[0]
+  return name.partition("/")[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,13 +165,13 @@ def left_out(fitting: Fitting, samples: Sequence[Sample]) -> Rated | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """The samples of some kinds: scores of the raw peak, confidences, labels, and whose they are."""
+  """The samples of some kinds: scores of the raw peak, confidences, labels, and of which clips they are."""
 
   scores: np.ndarray
   confidences: np.ndarray
   visible: np.ndarray
   labels: np.ndarray
-  videos: list[str]
+  clips: list[str]
 
 
 def _part(rated: Rated, kinds: Sequence[str]) -> _Part:
@@ -184,7 +184,7 @@ def _part(rated: Rated, kinds: Sequence[str]) -> _Part:
     confidences=rated.confidences[chosen],
     visible=rated.visible[chosen],
     labels=np.array(labels, bool),
-    videos=[sample.video for sample in samples],
+    clips=[_clip(sample.video) for sample in samples],
   )
 
 
@@ -203,7 +203,7 @@ def measure(rated: Rated) -> dict[str, Any]:
     },
     "confidence": {
       "expected_calibration_error": _known(calibration.reliability(*sure).error),
-      "expected_calibration_error_spread": _known(calibration.error_spread(*sure, tracks.videos)),
+      "expected_calibration_error_spread": _known(calibration.error_spread(*sure, tracks.clips)),
       "raw_peak_expected_calibration_error": _known(
         calibration.reliability(tracks.scores, tracks.labels).error
       ),
@@ -253,29 +253,43 @@ _TITLES = {
 }
 
 
+# Of the table's columns.
+_WIDTHS = (34, 16, 18, 23, 15, 10)
+
+
 def format_report(report: Mapping[str, Any]) -> str:
   """Return a table: a line for each of fit, left_out and test that the report has."""
   lines = [
-    f"{'':<34}presence AUROC   confidence AUROC   ECE, ± over videos     false alarms    detections",
-    f"{'':<34}(raw peak)       (raw peak)         (raw peak)             (removed)",
+    _line(
+      "", "presence AUROC", "confidence AUROC", "ECE ± over clips", "false alarms", "detections"
+    ),
+    _line("", "(raw peak)", "(raw peak)", "(raw peak)", "(removed)"),
   ]
   for key, title in _TITLES.items():
     if key not in report:
       continue
     presence, sure, seen = (report[key][part] for part in ("presence", "confidence", "visible"))
-    cells = (
-      f"{_cell(presence['auroc'])} ({_cell(presence['raw_peak_auroc'])})",
-      f"{_cell(sure['auroc'])} ({_cell(sure['raw_peak_auroc'])})",
-      f"{_cell(sure['expected_calibration_error'])} ± {_cell(sure['expected_calibration_error_spread'])} "
-      f"({_cell(sure['raw_peak_expected_calibration_error'])})",
-      f"{_cell(seen['false_alarm_rate'])} ({_cell(seen['false_alarm_rate_removed'])})",
-      _cell(seen["detection_rate"]),
+    spread = sure["expected_calibration_error_spread"]
+    error = _cell(sure["expected_calibration_error"])
+    error += "" if spread is None else f" ± {_cell(spread)}"
+    lines.append(
+      _line(
+        title,
+        f"{_cell(presence['auroc'])} ({_cell(presence['raw_peak_auroc'])})",
+        f"{_cell(sure['auroc'])} ({_cell(sure['raw_peak_auroc'])})",
+        f"{error} ({_cell(sure['raw_peak_expected_calibration_error'])})",
+        f"{_cell(seen['false_alarm_rate'])} ({_cell(seen['false_alarm_rate_removed'])})",
+        _cell(seen["detection_rate"]),
+      )
     )
-    lines.append(f"{title:<34}" + "   ".join(cells))
     counts = presence["counts"] | sure["counts"]
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     lines.append(f"  {told}; right: {', '.join(f'{n} {k}' for k, n in sure['right'].items())}")
   return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+  return "".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS)).rstrip()
 
 
 def _cell(value: float | None) -> str:

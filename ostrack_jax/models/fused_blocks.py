@@ -111,7 +111,11 @@ def finish(
   alive: Candidates,
   num_cells: int,
 ) -> jax.Array:
-  """Normalise tokens [b, Nz + n, d] and put them back on their cells: [b, Nz + num_cells, d]."""
+  """Normalise tokens [b, Nz + n, d], whose sums are taken if they are None, and put them back on their cells.
+
+  Returns:
+    [b, Nz + num_cells, d].
+  """
   sums = row_sums(tokens) if sums is None else sums
   interpret = not attention.has_kernels(tokens.dtype)
   return restore(tokens, sums, alive.index, folded["ends"], num_cells, interpret=interpret)

@@ -155,7 +155,7 @@ def _eliminate_call(capacity: int, interpret: bool):
     count, parts = index.shape[1], len(sums[0])
     left = total - count + capacity
     if batch > 1:
-      # Of all heads for each program anew, it would take longer than moving the tokens.
+      # Summed by every program anew, that would take longer than moving the tokens.
       looks = looks.sum(axis=1, keepdims=True)
     kept_index, removed, kept, *kept_sums = _call(
       functools.partial(_move_kernel, num_z=total - count),
@@ -188,7 +188,7 @@ def eliminate(tokens, sums: RowSums, looks, index, capacity: int, *, interpret: 
 
   Args:
     tokens: [b, Nz + n, d], template first; d a multiple of 64.
-    sums: of these tokens.
+    sums: of these tokens, [parts, b (Nz + n)] sample by sample.
     looks: [b, h, 1, Nz + n] float32, of candidates.template_attention.
     index: [b, n] int32 cells of the search grid that the candidates stand for.
     capacity: how many stay, less than n.
@@ -258,8 +258,8 @@ def restore(tokens, sums: RowSums, index, ends, num_cells: int, *, interpret: bo
 
   Args:
     tokens: [b, Nz + n, d], template first; d a multiple of 64.
-    sums: of these tokens.
-    index: [b, n] int32 cells of the search tokens.
+    sums: of these tokens, [parts, b (Nz + n)] sample by sample.
+    index: [b, n] int32 cells of the search tokens, each another.
     ends: of fused_blocks.fold.
     num_cells: of the search grid.
     interpret: run the kernel's steps as plain operations, on any device; for tests.
@@ -267,6 +267,6 @@ def restore(tokens, sums: RowSums, index, ends, num_cells: int, *, interpret: bo
   Returns:
     [b, Nz + num_cells, d] of tokens' type.
   """
-  # Parts of what is put together are nothing to be copied.
+  # Of what is put together here XLA takes the head's part, the search tokens, as it is; of one result it would copy it.
   parts = _restore_call(num_cells, interpret)(tokens, index, *sums, ends)
   return jnp.concatenate(parts, axis=1)

@@ -64,10 +64,10 @@ class ResidualNorm(nn.Module):
     width = tokens.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
-    return add_and_normalise(tokens, branch, scale, bias, self.dtype)
+    return _add_and_normalise(tokens, branch, scale, bias, self.dtype)
 
 
-def add_and_normalise(tokens, branch: Branch | None, scale, bias, dtype):
+def _add_and_normalise(tokens, branch: Branch | None, scale, bias, dtype):
   """Add the branch and normalise, as residual_norm, in whichever way suits the batch and the device."""
   if suits_batches(tokens.shape[0], tokens.dtype):
     return residual_norm(tokens, branch, scale, bias, dtype)

@@ -94,22 +94,28 @@ def test_expected_calibration_error_is_the_gap_of_each_bin_by_its_samples():
   assert calibration.reliability(np.array([0.0]), np.array([0])).error == 0
 
 
-def test_the_spread_is_of_groups_and_not_of_their_samples():
-  # All told 0.5: of three groups right always, never, and half the time; each drawn anew, the error is
-  # the distance from a half of the mean of three of 1, 0 and 1/2, drawn with repetition.
-  labels = np.repeat([1.0, 0.0, 0.5], 400)
-  labels[800:] = np.arange(400) % 2
-  groups = np.repeat(["a", "b", "c"], 400)
-  confidences = np.full(1200, 0.5)
+@pytest.fixture
+def groups():
+  """Of 1,200 samples: three of 400."""
+  return ["a"] * 400 + ["b"] * 400 + ["c"] * 400
+
+
+def test_the_spread_is_of_groups_and_not_of_their_samples(groups):
+  # All told 0.5, and right always, never, and half the time: of three drawn with repetition, the
+  # error is how far the mean of what they have is from a half.
+  labels = np.concatenate([np.ones(400), np.zeros(400), np.arange(400) % 2]).astype(bool)
   means = np.mean(np.array(np.meshgrid(*[[1, 0, 0.5]] * 3)).reshape(3, -1), axis=0)
-  want = np.std(np.abs(means - 0.5))
-  found = calibration.error_spread(confidences, labels.astype(bool), list(groups))
-  assert found == pytest.approx(want, rel=0.1)
-  assert calibration.error_spread(confidences, labels.astype(bool), list(groups)) == found
-  # Groups that are alike say the same, however they are drawn.
-  alike = np.tile(np.arange(400) % 2 == 0, 3)
-  assert calibration.error_spread(confidences, alike, list(groups)) == pytest.approx(0, abs=1e-12)
-  assert np.isnan(calibration.error_spread(confidences[:400], alike[:400], ["a"] * 400))
+  confidences = np.full(1200, 0.5)
+  found = calibration.error_spread(confidences, labels, groups)
+  assert found == pytest.approx(np.std(np.abs(means - 0.5)), rel=0.1)
+  assert calibration.error_spread(confidences, labels, groups) == found
+
+
+def test_groups_that_are_alike_have_no_spread_and_one_tells_none(groups):
+  confidences, labels = np.full(1200, 0.3), np.arange(1200) % 2 == 0
+  found = calibration.error_spread(confidences, labels, groups)
+  assert found == pytest.approx(0, abs=1e-12)
+  assert np.isnan(calibration.error_spread(confidences[:400], labels[:400], groups[:400]))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.3])

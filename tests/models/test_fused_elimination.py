@@ -64,7 +64,7 @@ def test_what_stays_and_in_which_order(num_z, count, capacity, coarse, batch):
 def _check_restored(batch, num_z, count, num_cells, width, dtype, interpret):
   draw = np.random.default_rng(3)
   tokens = jnp.asarray(2 * draw.normal(size=(batch, num_z + count, width)) + 0.3, dtype)
-  sums = _sums_in_parts(tokens, 2)
+  sums = _sums_in_parts(tokens, 3)
   index = _indices(batch, num_cells, count)
   ends = jnp.asarray(draw.normal(size=(3, width)), jnp.float32)
   found = fused_elimination.restore(tokens, sums, index, ends, num_cells, interpret=interpret)
@@ -83,16 +83,18 @@ def _check_restored(batch, num_z, count, num_cells, width, dtype, interpret):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("num_z", "count", "num_cells"), [(16, 45, 64), (9, 1, 49), (4, 33, 33)])
 def test_what_is_left_returns_to_its_cells(num_z, count, num_cells, batch):
-  _check_restored(batch, num_z, count, num_cells, 128, jnp.float32, interpret=True)
+  _check_restored(batch, num_z, count, num_cells, 192, jnp.float32, interpret=True)
 
 
-def test_every_device_keeps_what_its_own_samples_look_at(four_devices):
+# With one sample on each device, another share of the work and all heads' looks.
+@pytest.mark.parametrize("batch", [4, 8])
+def test_every_device_keeps_what_its_own_samples_look_at(four_devices, batch):
   mesh = jax.sharding.Mesh(np.asarray(four_devices), ("batch",))
   samples = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-  batch, num_z, count, capacity = 8, 9, 50, 20
-  tokens = jnp.asarray(np.random.default_rng(1).normal(size=(batch, num_z + count, 64)))
-  looks, index = _looks(batch, num_z + count, False), _indices(batch, 64, count)
-  ends = jnp.ones((3, 64), jnp.float32)
+  num_z, count, capacity = 9, 50, 20
+  tokens = jnp.asarray(np.random.default_rng(1).normal(size=(batch, num_z + count, 192)))
+  looks, index = _looks(batch, num_z + count, True), _indices(batch, 64, count)
+  ends = jnp.ones((3, 192), jnp.float32)
 
   def run(tokens, looks, index):
     sums = fused_products.row_sums(tokens)
@@ -104,8 +106,12 @@ def test_every_device_keeps_what_its_own_samples_look_at(four_devices):
   compiled = jax.jit(run).lower(*jax.device_put((tokens, looks, index), samples)).compile()
   found = compiled(*jax.device_put((tokens, looks, index), samples))
   jax.tree.map(np.testing.assert_array_equal, found, want)
-  assert found[1].sharding.is_equivalent_to(samples, 3)
-  assert "all-gather" not in compiled.as_text()
+  kept, cells = found
+  assert all(one.sharding.is_equivalent_to(samples, 3) for one in (kept.tokens, cells))
+  columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "batch"))
+  assert all(one.sharding.is_equivalent_to(columns, 2) for one in kept.sums)
+  text = compiled.as_text()
+  assert not any(word in text for word in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
 @_ON_HOPPER

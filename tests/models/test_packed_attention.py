@@ -35,9 +35,7 @@ def _by_hand(packed: Packed, num_heads: int) -> np.ndarray:
   return mixed.reshape(batch, count, -1)
 
 
-@pytest.mark.parametrize(
-  ("count", "has_shift"), [(1, True), (32, True), (150, True), (150, False), (520, True)]
-)
+@pytest.mark.parametrize(("count", "has_shift"), [(1, True), (32, True), (150, True), (150, False)])
 def test_the_kernel_equals_attention_by_hand(count, has_shift):
   packed = _packed(2, count, 2, 16)
   if not has_shift:
