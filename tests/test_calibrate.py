@@ -250,6 +250,36 @@ def test_a_fit_takes_its_odds_and_threshold_from_tracks():
   assert calibration_report.left_out(fitting, one) is None
 
 
+def test_targets_of_one_clip_are_left_out_together_and_tell_no_spread():
+  rng = np.random.default_rng(0)
+
+  def samples(video):
+    kinds = ("present", "missed", "free", "removed") * 20
+    return [
+      confidence_samples.Sample(
+        kind=kind, video=video, evidence=rng.normal(right, 1.0, 1), score=0.5, is_right=right
+      )
+      for kind in kinds
+      for right in (kind in ("present", "free"),)
+    ]
+
+  fitting = calibration_report.Fitting(
+    signs={"a": 1}, l2=1e-2, false_alarm_rate=0.05, fitted_for={}, provenance={}
+  )
+  one = samples("a/1") + samples("a/2")
+  rated = calibration_report.rate(fitting.fit(one), one)
+  assert (
+    calibration_report.measure(rated)["confidence"]["expected_calibration_error_spread"] is None
+  )
+  assert calibration_report.left_out(fitting, one) is None
+  other = samples("b/1")
+  rated = calibration_report.left_out(fitting, one + other)
+  assert calibration_report.measure(rated)["confidence"]["expected_calibration_error_spread"] > 0
+  np.testing.assert_array_equal(
+    rated.confidences[: len(one)], calibration_report.rate(fitting.fit(other), one).confidences
+  )
+
+
 def test_weights_come_from_crops():
   rng = np.random.default_rng(0)
 

@@ -144,18 +144,18 @@ def rate(calibrator: Calibrator, samples: Sequence[Sample]) -> Rated:
 
 
 def left_out(fitting: Fitting, samples: Sequence[Sample]) -> Rated | None:
-  """Rate every video's samples by what was fitted on all others; None where that cannot be.
+  """Rate every clip's samples by what was fitted on all others; None where that cannot be.
 
-  That is with a single video, or where the others are all right or all wrong.
+  That is with a single clip, or where the others are all right or all wrong.
   """
   rated = []
-  for video in dict.fromkeys(sample.video for sample in samples):
-    others = [sample for sample in samples if sample.video != video]
+  for clip in dict.fromkeys(_clip(sample.video) for sample in samples):
+    others = [sample for sample in samples if _clip(sample.video) != clip]
     try:
       calibrator = fitting.fit(others)
     except ValueError:
       return None
-    rated.append(rate(calibrator, [sample for sample in samples if sample.video == video]))
+    rated.append(rate(calibrator, [sample for sample in samples if _clip(sample.video) == clip]))
   return Rated(
     samples=[sample for one in rated for sample in one.samples],
     confidences=np.concatenate([one.confidences for one in rated]),

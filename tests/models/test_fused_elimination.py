@@ -126,6 +126,20 @@ def test_the_compiled_kernels_do_the_same(num_z, count, capacity, dtype):
     _check_restored(batch, num_z, capacity, count, 768, dtype, interpret=False)
 
 
+def test_a_sample_whose_scores_are_no_numbers_leaves_the_others_alone():
+  tokens = jnp.asarray(np.random.default_rng(0).normal(size=(3, 24, 64)), jnp.float32)
+  index, looks = _indices(3, 32, 16), _looks(3, 24, coarse=True)
+  sums = fused_products.row_sums(tokens)
+  want = fused_elimination.eliminate(tokens, sums, looks, index, 10, interpret=True)
+  broken = looks.at[1].set(jnp.nan)
+  found = fused_elimination.eliminate(tokens, sums, broken, index, 10, interpret=True)
+  for sample in (0, 2):
+    np.testing.assert_array_equal(found.tokens[sample], want.tokens[sample])
+    np.testing.assert_array_equal(found.index[sample], want.index[sample])
+  np.testing.assert_array_equal(found.tokens[1], tokens[1, :18])
+  np.testing.assert_array_equal(found.removed[1], index[1, 10:])
+
+
 def test_scores_that_are_no_numbers_still_give_every_candidate_a_place():
   tokens = jnp.broadcast_to(jnp.arange(24.0)[None, :, None], (1, 24, 64))
   looks = jnp.full((1, _HEADS, 1, 24), jnp.nan, jnp.float32)
