@@ -1,6 +1,6 @@
 """Candidate elimination behind fused blocks: one kernel a stage, where XLA takes nine, and one at the end, for four.
 
-One ranks the candidates by where the template token looks, and moves what stays: the same tokens as with
+Of several samples XLA adds up the heads' looks before. One ranks the candidates by where the template token looks, and moves what stays: the same tokens as with
 candidates.select, in the same order, up to the rounding of scores. The last normalises, and puts everything back
 on its cell.
 """
@@ -16,7 +16,8 @@ from jax.experimental.pallas import triton
 from ostrack_jax.models.fused_norm import by_sample
 from ostrack_jax.models.fused_products import EPSILON, RowSums, row_mean
 
-# Tokens that a program moves, and of how many columns at once at most: the fastest of eight on an H200.
+# Tokens that a program moves, and of how many columns at once at most: of eight on an H200 the fastest for 64 samples and
+# for one of 576 candidates, and near it for one of 256.
 _ROWS = 8
 _COLUMNS = 256
 _WARPS = 2
